@@ -1,0 +1,142 @@
+"""Show-o2 (arXiv 2506.15564, section 3): one language model that reads text and latents, and a flow head that draws.
+
+Shape suffixes: B rows, L context, D width of the language model, n media, C channels, T frames, h and w latent sides,
+N = T*h*w/4 visual tokens of a medium.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from showo2 import flow
+from showo2.model.attention import OMNI, Mask, make_mask
+from showo2.model.config import Showo2Config
+from showo2.model.flow_head import FlowHead, TimeEmbedding
+from showo2.model.semantic import SemanticLayers
+from showo2.sequence import IGNORE, Packed, Visuals
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over a batch and the numbers of their terms; the trainer divides global sums by global counts.
+
+    ntp: cross-entropy over text targets; flow: squared error over elements of velocity targets.
+    """
+
+    ntp_sum: Tensor
+    ntp_count: Tensor
+    flow_sum: Tensor
+    flow_count: Tensor
+
+
+class Fusion(nn.Sequential):
+    """Spatial(-temporal) fusion STF (equation 1): RMSNorm over cat[S, P], Linear, GELU, Linear."""
+
+    def __init__(self, semantic: int, width: int):
+        super().__init__(nn.RMSNorm(semantic + width, eps=1e-6), nn.Linear(semantic + width, width), nn.GELU(),
+                         nn.Linear(width, width))
+
+
+class Showo2(nn.Module):
+    """The unified model; `forward` is the training objective, the other methods are its pieces."""
+
+    def __init__(self, config: Showo2Config):
+        super().__init__()
+        self.config = config
+        llm = AutoConfig.for_model(**config.llm)
+        self.language_model = AutoModelForCausalLM.from_config(llm, attn_implementation=OMNI)
+        width, flow_width = llm.hidden_size, config.flow.width
+        self.semantic = SemanticLayers(config.siglip, config.latent_channels, config.patch, config.grid)
+        self.projector = nn.Conv2d(config.latent_channels, width, config.patch, config.patch)
+        self.fusion = Fusion(config.siglip["hidden_size"], width)
+        self.time_embed = TimeEmbedding(flow_width)
+        self.time_project = nn.Identity() if width == flow_width else nn.Linear(flow_width, width)
+        self.flow_head = FlowHead(config.flow, width, config.patch**2 * config.latent_channels)
+        self.flow_head.init_weights()
+
+    def forward(self, packed: Packed) -> Losses:
+        """Both losses of a packed batch (equation 4), as sums and counts; zero counts where a modality is absent."""
+        embeds, time = self.embed(packed)
+        hidden = self.language(embeds, make_mask(packed.doc, packed.span), packed.position)
+        ntp_sum, ntp_count = self.next_token_loss(hidden, packed.labels)
+        velocity = self.packed_velocity(hidden, time, packed)
+        flow_sum, flow_count = flow_loss(velocity, packed.visuals, self.config.patch)
+        return Losses(ntp_sum, ntp_count, flow_sum, flow_count)
+
+    def embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Inputs of the language model (B, L, D), and the time embeddings (n, D_flow) of all media."""
+        embeds = self.embed_text(packed.ids)
+        flat, times, places, tokens = embeds.flatten(0, 1), [], [], []
+        for v in packed.visuals:
+            time, span = self.embed_visual(flow.interpolate(v.latents, v.noise, v.t), v.t)
+            times.append(time)
+            tokens.append(span.flatten(0, 1))
+            places.append((v.start[:, None] + torch.arange(span.shape[1], device=v.start.device)).flatten())
+        flat = flat.index_copy(0, torch.cat(places), torch.cat(tokens).to(flat.dtype))
+        return flat.view_as(embeds), torch.cat(times)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) to embeddings (B, L, D)."""
+        return self.language_model.get_input_embeddings()(ids)
+
+    def embed_visual(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Noised latents (n, C, T, h, w) at times t (n,): time embeddings (n, D_flow), visual spans (n, 1 + N, D).
+
+        Each frame goes through S and P as a picture of its own; all frames are fused together.
+        """
+        n, _, frames = latents.shape[:3]
+        time = self.time_embed(t)
+        pictures = latents.transpose(1, 2).flatten(0, 1).to(self.projector.weight.dtype)
+        semantic = self.semantic(pictures)
+        projected = self.projector(pictures).flatten(2).transpose(1, 2)
+        fused = self.fusion(torch.cat([semantic, projected], -1))
+        fused = fused.reshape(n, frames * fused.shape[1], fused.shape[2])
+        return time, torch.cat([self.time_project(time)[:, None], fused], 1)
+
+    def language(self, embeds: Tensor, mask: Mask, position: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Hidden states (B, L, D) after the final norm; `cache` holds what came before and takes what is new."""
+        return self.language_model.model(inputs_embeds=embeds, attention_mask=mask, position_ids=position,
+                                         past_key_values=cache, use_cache=cache is not None).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits of hidden states (..., D)."""
+        return self.language_model.get_output_embeddings()(hidden)
+
+    def next_token_loss(self, hidden: Tensor, labels: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy and count; the LM head runs on labelled positions only, `chunk` at a time."""
+        labelled = (labels != IGNORE).flatten().nonzero().squeeze(1)
+        hidden, labels = hidden.flatten(0, 1)[labelled], labels.flatten()[labelled]
+        # At least one chunk, maybe empty: every rank must run the head.
+        total = sum(F.cross_entropy(self.logits(h).float(), y, reduction="sum")
+                    for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True))
+        return total, torch.tensor(len(labels), device=hidden.device)
+
+    def packed_velocity(self, hidden: Tensor, time: Tensor, packed: Packed) -> Tensor:
+        """Velocity tokens (B, F, 4*C) at the columns that `packed.flow` names."""
+        columns = packed.flow.clamp(min=0)
+        padding = packed.flow < 0
+        doc = packed.doc.gather(1, columns).masked_fill(padding, 0)
+        span = packed.span.gather(1, columns).masked_fill(padding, 0)
+        position = packed.position.gather(1, columns)
+        hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.flow_head(hidden, time, span, position, make_mask(doc, span))
+
+
+def flow_loss(velocity: Tensor, visuals: list[Visuals], patch: int) -> tuple[Tensor, Tensor]:
+    """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target, and its count.
+
+    The time token has no target.
+    """
+    flat = velocity.flatten(0, 1)
+    total, count = flat[:0].float().sum(), 0
+    for v in visuals:
+        wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], patch)
+        places = v.flow_start[v.target][:, None] + 1 + torch.arange(wanted.shape[1], device=flat.device)
+        total = total + F.mse_loss(flat[places].float(), wanted, reduction="sum")
+        count += wanted.numel()
+    return total, torch.tensor(count, device=flat.device)
