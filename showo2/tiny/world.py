@@ -1,0 +1,466 @@
+"""The world of shapes: scenes of one to four objects, captions of them, questions about them.
+
+Lengths are fractions of the picture's side; x grows to the right and y downward. Everything is a pure function of its
+arguments. A quarter of the prompts of every category is held out: `draw_scene` never draws a scene that a held-out
+prompt describes, so scores on those prompts measure new combinations and not memory.
+"""
+
+import hashlib
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, product
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 220),
+    "yellow": (230, 210, 50),
+    "purple": (150, 60, 180),
+    "orange": (240, 140, 40),
+    "cyan": (60, 190, 200),
+    "pink": (240, 130, 180),
+}
+BACKGROUND = (235, 235, 235)
+SHAPES = ("circle", "square", "triangle")
+PLACES = ("left", "right", "top", "bottom", "centre")
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+COUNTS = ("one", "two", "three", "four")
+CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+STYLES = ("full", "colours", "shapes")
+# What a captioner is asked for each style.
+CAPTION_PROMPTS = {
+    "full": "Describe the picture in full.",
+    "colours": "Name the objects and their colours.",
+    "shapes": "Name the shapes.",
+}
+
+_MARGIN = 0.03  # between an object and the border
+_GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so that a judge can part them
+_CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
+
+
+@dataclass(frozen=True)
+class Object:
+    """One shape: centre (x, y) and half-size r in fractions of the picture's side.
+
+    A circle has radius r, a square half-side r, a triangle (upright, isosceles) half-base r and height 2r.
+    """
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    r: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to four objects that do not touch."""
+
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` objects of one shape and, where it is told, one colour."""
+
+    count: int
+    shape: str
+    colour: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a caption says: groups in their order, a place (one object) or a relation (of two objects, first to second)."""
+
+    groups: tuple[Group, ...]
+    place: str | None = None
+    relation: str | None = None
+
+    def canonical(self) -> "Description":
+        """The same statement in one fixed wording: groups sorted, `right of` and `below` turned around."""
+        groups, relation = self.groups, self.relation
+        if relation is None:
+            groups = tuple(sorted(groups, key=_group_key))
+        elif relation in ("right of", "below"):
+            groups, relation = groups[::-1], OPPOSITE[relation]
+        return Description(groups, self.place, relation)
+
+    def implied(self) -> Iterator["Description"]:
+        """Itself and every weaker caption of the same picture: without relation, without place, without colours."""
+        yield self
+        if self.relation or self.place:
+            yield Description(self.groups)
+        if any(group.colour for group in self.groups):
+            yield Description(_merge(replace(group, colour=None) for group in self.groups), self.place)
+
+
+def _group_key(group: Group) -> tuple[str, str, int]:
+    return group.colour or "", group.shape, group.count
+
+
+def _merge(groups: "Iterator[Group]") -> tuple[Group, ...]:
+    """Add up groups of the same colour and shape, in order of first appearance."""
+    counts: Counter[tuple[str | None, str]] = Counter()
+    for group in groups:
+        counts[group.colour, group.shape] += group.count
+    return tuple(Group(count, shape, colour) for (colour, shape), count in counts.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------- space
+
+
+def place_of(thing: Object) -> str:
+    """Where an object lies: `centre`, or the side of the axis along which it is farther from the middle."""
+    dx, dy = thing.x - 0.5, thing.y - 0.5
+    if max(abs(dx), abs(dy)) < _CENTRE_RADIUS:
+        return "centre"
+    if abs(dx) >= abs(dy):
+        return "left" if dx < 0 else "right"
+    return "top" if dy < 0 else "bottom"
+
+
+def _place_is_clear(thing: Object) -> bool:
+    dx, dy = abs(thing.x - 0.5), abs(thing.y - 0.5)
+    return max(dx, dy) < 0.08 or (max(dx, dy) > 0.18 and abs(dx - dy) > 0.08)
+
+
+def relation(a: Object, b: Object) -> str | None:
+    """How a lies to b along the dominant axis, or None where neither axis dominates by 0.08 of the side."""
+    dx, dy = b.x - a.x, b.y - a.y
+    if abs(abs(dx) - abs(dy)) < 0.08:
+        return None
+    if abs(dx) > abs(dy):
+        return "left of" if dx > 0 else "right of"
+    return "above" if dy > 0 else "below"
+
+
+def separate(a: Object, b: Object, gap: float = _GAP) -> bool:
+    """Whether the bounding boxes of two objects are at least `gap` apart along an axis."""
+    return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.r + b.r + gap
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+
+def summarise(scene: Scene, style: str = "full") -> Description:
+    """What `describe` says about a scene, as data."""
+    if style not in STYLES:
+        raise ValueError(f"unknown caption style {style!r}; known: {', '.join(STYLES)}")
+    things = scene.objects
+    groups = _merge(Group(1, o.shape, None if style == "shapes" else o.colour) for o in things)
+    if len(things) == 1:
+        return Description(groups, place=None if style == "colours" else place_of(things[0]))
+    if style == "full" and len(things) == 2 and len(groups) == 2:
+        return Description(groups, relation=relation(*things))
+    return Description(groups)
+
+
+def describe(scene: Scene, style: str = "full") -> str:
+    """A caption of a scene, lower case: `full` (relation or place), `colours` (neither) or `shapes` (no colours)."""
+    return phrase(summarise(scene, style))
+
+
+def phrase(description: Description) -> str:
+    """The words of a description; the inverse of `parse`."""
+    parts = [_phrase_group(group) for group in description.groups]
+    if description.relation:
+        return f"{parts[0]} {description.relation} {parts[1]}"
+    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return f"{text} at the {description.place}" if description.place else text
+
+
+def _phrase_group(group: Group) -> str:
+    words = f"{group.colour} {group.shape}" if group.colour else group.shape
+    if group.count == 1:
+        return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+    return f"{COUNTS[group.count - 1]} {words}s"
+
+
+_GROUP = re.compile(rf"(an?|one|two|three|four) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})s?")
+_RELATION = re.compile(rf" ({'|'.join(RELATIONS)}) ")
+_PLACE = re.compile(rf" (?:at|in|on) the ({'|'.join(PLACES)})$")
+
+
+def parse(text: str) -> Description:
+    """Read a caption of any style back; ValueError names a text that is no such caption."""
+    clean = re.sub(r"[.\s]+$", "", re.sub(r"\s+", " ", text.strip().lower()))
+    place = _PLACE.search(clean)
+    body = clean[: place.start()] if place else clean
+    related = _RELATION.search(body)
+    if related:
+        phrases = [body[: related.start()], body[related.end() :]]
+    else:
+        phrases = re.split(r", | and ", body)
+    matches = [_GROUP.fullmatch(part) for part in phrases]
+    if not all(matches):
+        raise ValueError(f"not a caption of the world of shapes: {text!r}")
+    groups = tuple(_read_group(match) for match in matches if match)
+    return Description(groups, place[1] if place else None, related[1] if related else None)
+
+
+def _read_group(match: re.Match[str]) -> Group:
+    number, colour, shape = match.groups()
+    return Group(1 if number in ("a", "an") else COUNTS.index(number) + 1, shape, colour)
+
+
+def satisfies(scene: Scene, description: Description) -> bool:
+    """Whether a picture of exactly these objects is what the description asks for, no more and no less."""
+    coloured = any(group.colour for group in description.groups)
+    found = Counter((o.colour if coloured else None, o.shape) for o in scene.objects)
+    wanted: Counter[tuple[str | None, str]] = Counter()
+    for group in description.groups:
+        wanted[group.colour, group.shape] += group.count
+    if found != wanted:
+        return False
+    if description.place:
+        return len(scene.objects) == 1 and place_of(scene.objects[0]) == description.place
+    if description.relation:
+        return _related(scene.objects, description)
+    return True
+
+
+def _related(things: tuple[Object, ...], description: Description) -> bool:
+    first, second = description.groups
+    pairs = [(a, b) for a in things for b in things if a is not b]
+    return any(
+        relation(a, b) == description.relation
+        for a, b in pairs
+        if a.shape == first.shape and b.shape == second.shape
+        if first.colour in (None, a.colour) and second.colour in (None, b.colour)
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- prompts
+
+
+def _kinds() -> list[tuple[str, str]]:
+    return list(product(COLOURS, SHAPES))
+
+
+def _compositions(category: str) -> list[Description]:
+    """Every statement of a category, in canonical form."""
+    kinds = _kinds()
+    one = {(c, s): Group(1, s, c) for c, s in kinds}
+    if category == "single_object":
+        return [Description((Group(1, shape),), place=place) for shape, place in product(SHAPES, PLACES)]
+    if category == "two_objects":
+        split = [(n, m) for n, m in product((1, 2, 3), repeat=2) if n + m <= 4]
+        pairs = product(combinations(SHAPES, 2), split)
+        return [Description((Group(n, a), Group(m, b))).canonical() for (a, b), (n, m) in pairs]
+    if category == "counting":
+        return [Description((Group(n, s, c),)) for n, (c, s) in product((2, 3, 4), kinds)]
+    if category == "colors":
+        return [Description((group,)) for group in one.values()]
+    if category == "position":
+        pairs = [(a, b) for a, b in product(kinds, repeat=2) if a != b]
+        return [Description((one[a], one[b]), relation=r) for a, b in pairs for r in ("left of", "above")]
+    if category == "color_attribution":
+        return [Description((one[a], one[b])).canonical() for a, b in combinations(kinds, 2)]
+    raise ValueError(f"unknown category {category!r}; known: {', '.join(CATEGORIES)}")
+
+
+def _hash_order(text: str) -> bytes:
+    return hashlib.sha256(f"held-out shapes:{text}".encode()).digest()
+
+
+@cache
+def _held_out() -> frozenset[Description]:
+    """A quarter of each category in hash order, taking no word in more than a third of the statements that hold it."""
+    chosen: set[Description] = set()
+    for category in CATEGORIES:
+        space = sorted(_compositions(category), key=lambda d: _hash_order(phrase(d)))
+        total = Counter(word for d in space for word in _factors(d))
+        taken: Counter[str] = Counter()
+        quota = round(len(space) / 4)
+        for description in space:
+            words = _factors(description)
+            if quota and all(taken[word] + 1 <= math.ceil(total[word] / 3) for word in words):
+                chosen.add(description)
+                taken.update(words)
+                quota -= 1
+    return frozenset(chosen)
+
+
+def _factors(description: Description) -> set[str]:
+    words = {w for g in description.groups for w in (g.shape, g.colour or "", COUNTS[g.count - 1])}
+    return words | {description.place or "", description.relation or ""} - {""}
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a caption is, or implies, a held-out prompt (in whatever order or wording)."""
+    return any(d.canonical() in _held_out() for d in parse(text).implied())
+
+
+def prompts(category: str, held_out: bool) -> list[str]:
+    """All prompts of a category, held out or for training, in a fixed mixed order.
+
+    single_object `a circle at the left`; two_objects `a circle and two squares`; counting `three red circles`; colors
+    `a red circle`; position `a red circle left of a blue square`; color_attribution `a red circle and a blue square`.
+    """
+    texts = {phrase(wording) for d in _compositions(category) for wording in _wordings(d)}
+    if held_out:
+        kept = [text for text in texts if parse(text).canonical() in _held_out()]
+    else:
+        kept = [text for text in texts if not is_held_out(text)]
+    return sorted(kept, key=_hash_order)
+
+
+def _wordings(description: Description) -> Iterator[Description]:
+    yield description
+    if len(description.groups) == 2:
+        turned = OPPOSITE[description.relation] if description.relation else None
+        yield Description(description.groups[::-1], relation=turned)
+
+
+# --------------------------------------------------------------------------------------------------------------- scenes
+
+
+def draw_scene(rng: random.Random, held_out: bool = False) -> Scene:
+    """Draw a scene: for training (no held-out prompt describes it), or one that a held-out prompt describes.
+
+    A quarter of the scenes has one object at a place, two fifths two objects in a relation, a fifth two to four equal
+    objects, the rest three or four mixed ones.
+    """
+    while True:
+        layouts: tuple[Callable[[random.Random], Scene], ...] = (
+            _draw_one,
+            _draw_two,
+            _draw_same,
+            _draw_mixed,
+        )
+        scene = rng.choices(layouts, (25, 40, 20, 15))[0](rng)
+        fits = all(separate(a, b) for a, b in combinations(scene.objects, 2))
+        if fits and is_held_out(describe(scene)) == held_out:
+            return scene
+
+
+def _kind(rng: random.Random) -> tuple[str, str]:
+    return rng.choice(list(COLOURS)), rng.choice(SHAPES)
+
+
+def _object(rng: random.Random, kind: tuple[str, str], x: float, y: float, r: float) -> Object:
+    low, high = r + _MARGIN, 1 - r - _MARGIN
+    return Object(*kind, round(min(max(x, low), high), 4), round(min(max(y, low), high), 4), round(r, 4))
+
+
+def _draw_one(rng: random.Random) -> Scene:
+    x, y = {
+        "left": (0.25, 0.5),
+        "right": (0.75, 0.5),
+        "top": (0.5, 0.25),
+        "bottom": (0.5, 0.75),
+        "centre": (0.5, 0.5),
+    }[rng.choice(PLACES)]
+    x, y = x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05)
+    return Scene((_object(rng, _kind(rng), x, y, rng.uniform(0.13, 0.18)),))
+
+
+def _draw_two(rng: random.Random) -> Scene:
+    a, b = _kind(rng), _kind(rng)
+    while b == a:
+        b = _kind(rng)
+    return Scene(_pair(rng, a, b))
+
+
+def _pair(rng: random.Random, a: tuple[str, str], b: tuple[str, str]) -> tuple[Object, ...]:
+    """Two objects on opposite sides, along either axis, in either order."""
+    near, far = rng.uniform(0.2, 0.32), rng.uniform(0.68, 0.8)
+    along = [near, far] if rng.random() < 0.5 else [far, near]
+    across = [0.5 + rng.uniform(-0.1, 0.1) for _ in along]
+    spots = zip(along, across, strict=True) if rng.random() < 0.5 else zip(across, along, strict=True)
+    radii = [rng.uniform(0.12, 0.17) for _ in along]
+    kinds_spots_radii = zip((a, b), spots, radii, strict=True)
+    return tuple(_object(rng, kind, x, y, r) for kind, (x, y), r in kinds_spots_radii)
+
+
+def _quarters(rng: random.Random, kinds: list[tuple[str, str]]) -> Scene:
+    """Up to four objects, each in a quarter of the picture of its own."""
+    spots = rng.sample([(x, y) for x in (0.27, 0.73) for y in (0.27, 0.73)], len(kinds))
+    jitter = [(x + rng.uniform(-0.06, 0.06), y + rng.uniform(-0.06, 0.06)) for x, y in spots]
+    return Scene(
+        tuple(_object(rng, k, x, y, rng.uniform(0.11, 0.14)) for k, (x, y) in zip(kinds, jitter, strict=True))
+    )
+
+
+def _draw_same(rng: random.Random) -> Scene:
+    kind, count = _kind(rng), rng.choice((2, 3, 4))
+    if count == 2 and rng.random() < 0.5:
+        return Scene(_pair(rng, kind, kind))
+    return _quarters(rng, [kind] * count)
+
+
+def _draw_mixed(rng: random.Random) -> Scene:
+    if rng.random() < 0.75:
+        n, m = rng.choice(((1, 2), (2, 1), (1, 3), (3, 1), (2, 2)))
+        return _quarters(rng, [_kind(rng)] * n + [_kind(rng)] * m)
+    return _quarters(rng, [_kind(rng) for _ in range(rng.choice((3, 4)))])
+
+
+# ------------------------------------------------------------------------------------------------------------ questions
+
+
+def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """Every question about a scene that has one right answer, in random order, with its answer of one or two words."""
+    asked = [
+        *_colour_questions(scene),
+        *_shape_questions(scene),
+        *_place_questions(scene),
+        *_count_questions(scene),
+    ]
+    asked += _relation_questions(scene, rng)
+    rng.shuffle(asked)
+    return asked
+
+
+def _colour_questions(scene: Scene) -> Iterator[tuple[str, str]]:
+    for shape in SHAPES:
+        colours = [o.colour for o in scene.objects if o.shape == shape]
+        if len(set(colours)) == 1:
+            yield (
+                (f"what colour is the {shape}?" if len(colours) == 1 else f"what colour are the {shape}s?"),
+                colours[0],
+            )
+
+
+def _shape_questions(scene: Scene) -> Iterator[tuple[str, str]]:
+    for colour in COLOURS:
+        shapes = [o.shape for o in scene.objects if o.colour == colour]
+        if len(set(shapes)) == 1:
+            ask = (
+                f"what shape is the {colour} object?"
+                if len(shapes) == 1
+                else f"what shape are the {colour} objects?"
+            )
+            yield ask, shapes[0]
+
+
+def _place_questions(scene: Scene) -> Iterator[tuple[str, str]]:
+    if len(scene.objects) > 2 or len(summarise(scene, "colours").groups) < len(scene.objects):
+        return
+    for thing in scene.objects:
+        if _place_is_clear(thing):
+            yield f"where is the {thing.colour} {thing.shape}?", place_of(thing)
+
+
+def _count_questions(scene: Scene) -> Iterator[tuple[str, str]]:
+    counts = Counter(o.shape for o in scene.objects)
+    for shape, count in counts.items():
+        yield f"how many {shape}s are there?", COUNTS[count - 1]
+    if len(counts) > 1:
+        yield "how many objects are there?", COUNTS[len(scene.objects) - 1]
+
+
+def _relation_questions(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
+    told = summarise(scene)
+    if not told.relation:
+        return
+    first, second = (f"the {group.colour} {group.shape}" for group in told.groups)
+    yield f"is {first} {told.relation} {second}?", "yes"
+    yield f"is {first} {OPPOSITE[told.relation]} {second}?", "no"
