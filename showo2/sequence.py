@@ -77,16 +77,32 @@ def captioning(special: SpecialTokens, media: Media, caption: list[int]) -> Docu
     return [Text([special.bos, opening], True), media, Text([closing, *caption, special.eos], True)]
 
 
+def interleaved(special: SpecialTokens, segments: Sequence[list[int] | Media], flag: list[int] = ()) -> Document:
+    """A document of texts and media in order: [BOS] flag text [BOI] image [EOI] text ... [EOS], all text supervised.
+
+    `flag` names the kind of document to the model and is no target.
+    """
+    parts: list[Text | Media] = [Text([special.bos], True), Text(list(flag))]
+    for segment in segments:
+        if isinstance(segment, Media):
+            opening, closing = _brackets(special, segment)
+            parts += [Text([opening], True), segment, Text([closing], True)]
+        else:
+            parts.append(Text(segment, True))
+    return [*parts, Text([special.eos], True)]
+
+
 def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], media: Media | None, style: str) -> Document:
     """A LLaVA conversation, answers (and the end token after each) supervised.
 
     `messages` are `{"from": "human" | "gpt", "value": text}`; `<image>` in the first question is where the picture
-    stands (first, where it is not named). Style "chat" is Qwen's template with system prompt and roles (the paper's
-    stage 2c); "plain" is [BOS] [BOI] image [EOI] question answer [EOS] question answer [EOS].
+    stands; it always goes first. Style "chat" is Qwen's template with system prompt and roles (the paper's stages 2b
+    and 2c); "pretrain" is [BOS] [BOI] image [EOI] answer [EOS] question answer [EOS], the image being the first
+    question (stage 2a); "plain" is the same with the first question kept, and a space after each.
     A last message from "human" leaves the answer open, as generation needs it.
     """
-    if style not in ("chat", "plain"):
-        raise ValueError(f"conversation style {style!r}: use 'chat' or 'plain'")
+    if style not in ("chat", "pretrain", "plain"):
+        raise ValueError(f"conversation style {style!r}: use 'chat', 'pretrain' or 'plain'")
     special, encode, chat = tokenizer.special, tokenizer.encode, style == "chat"
     newline = encode("\n") if chat else []
     parts: list[Text | Media] = []
@@ -104,7 +120,9 @@ def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], media: Me
                 opening, closing = _brackets(special, media)
                 parts += [Text([opening]), media, Text([closing, *newline])]
             ending = [special.eos, *newline, special.bos, *encode("assistant\n")] if chat else []
-            parts.append(Text([*encode(value if chat else value + " "), *ending]))
+            if style == "pretrain" and media is not None and i == 0:
+                value = ""
+            parts.append(Text([*encode(value + " " if style == "plain" else value), *ending]))
         elif message["from"] == "gpt":
             parts.append(Text([*encode(value), special.eos], True))
             if chat and i + 1 < len(messages):

@@ -40,7 +40,7 @@ class TimeEmbedding(nn.Module):
 def rope_frequencies(head_dim: int, theta: float = 5e5, factor: float = 32.0, low: float = 1.0, high: float = 4.0,
                      original_length: int = 8192) -> Tensor:
     """Inverse frequencies (head_dim/2,) of llama3-scaled rotary embeddings."""
-    inverse = theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    inverse = 1 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
     wavelength = 2 * math.pi / inverse
     smooth = (original_length / wavelength - low) / (high - low)
     blended = (1 - smooth) * inverse / factor + smooth * inverse

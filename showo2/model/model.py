@@ -7,6 +7,8 @@ N = T*h*w/4 visual tokens of a medium.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from showo2 import flow
+from showo2.model import checkpoint
 from showo2.model.attention import OMNI, Mask, make_mask
 from showo2.model.config import Showo2Config
 from showo2.model.flow_head import FlowHead, TimeEmbedding
@@ -59,6 +62,15 @@ class Showo2(nn.Module):
         self.flow_head = FlowHead(config.flow, width, config.patch**2 * config.latent_channels)
         self.flow_head.init_weights()
 
+    @classmethod
+    def from_pretrained(cls, spec: str | Path, **options: Any) -> Showo2:
+        """Load from a folder, a Hub id or a `tiny:` name; see `checkpoint.from_pretrained`."""
+        return checkpoint.from_pretrained(spec, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` reads."""
+        checkpoint.save_pretrained(self, folder)
+
     def forward(self, packed: Packed) -> Losses:
         """Both losses of a packed batch (equation 4), as sums and counts; zero counts where a modality is absent."""
         embeds, time = self.embed(packed)
@@ -92,11 +104,17 @@ class Showo2(nn.Module):
         n, _, frames = latents.shape[:3]
         time = self.time_embed(t)
         pictures = latents.transpose(1, 2).flatten(0, 1).to(self.projector.weight.dtype)
-        semantic = self.semantic(pictures)
-        projected = self.projector(pictures).flatten(2).transpose(1, 2)
-        fused = self.fusion(torch.cat([semantic, projected], -1))
+        fused = self.fuse(pictures)
         fused = fused.reshape(n, frames * fused.shape[1], fused.shape[2])
         return time, torch.cat([self.time_project(time)[:, None], fused], 1)
+
+    def fuse(self, pictures: Tensor) -> Tensor:
+        """Dual path and fusion of latents (m, C, h, w): visual tokens (m, h*w/4, D)."""
+        if not len(pictures):
+            # A rank without media still runs every module, in the graph: FSDP's collectives must stay in step.
+            return self.fuse(pictures.new_zeros(1, *pictures.shape[1:]))[:0]
+        projected = self.projector(pictures).flatten(2).transpose(1, 2)
+        return self.fusion(torch.cat([self.semantic(pictures), projected], -1))
 
     def language(self, embeds: Tensor, mask: Mask, position: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """Hidden states (B, L, D) after the final norm; `cache` holds what came before and takes what is new."""

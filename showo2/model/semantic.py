@@ -50,6 +50,15 @@ class SemanticLayers(nn.Module):
             self.position.weight.data.copy_(positions)
 
 
+def pool_frames(tokens: Tensor, side: int = 14) -> Tensor:
+    """Video understanding's frame pooling: visual tokens (n, T, N, D) on square grids, bilinear to (n, T*side^2, D)."""
+    n, frames, count, width = tokens.shape
+    grid = round(count**0.5)
+    x = tokens.flatten(0, 1).transpose(1, 2).view(n * frames, width, grid, grid)
+    x = F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+    return x.flatten(2).transpose(1, 2).reshape(n, frames * side * side, width)
+
+
 @torch.no_grad()
 def siglip_features(vision: SiglipVisionModel, pixels: Tensor) -> Tensor:
     """The distillation teacher: SigLIP's penultimate layer without post-LayerNorm, (n, 3, H, W) to (n, N, D_s)."""
