@@ -181,7 +181,7 @@ class _Placed:
     media: Media
     row: int
     column: int
-    flow_column: int
+    flow_column: int = -1
 
 
 def _round_up(n: int, context: int) -> int:
@@ -209,7 +209,7 @@ def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialToken
             number += 1
             doc[r, column:column + size] = number
             position[r, column:column + size] = torch.arange(size)
-            start, last = column, None
+            start, media = column, []
             for part in document:
                 if isinstance(part, Text):
                     ids[r, column:column + len(part.ids)] = torch.tensor(part.ids, dtype=torch.int64)
@@ -221,23 +221,19 @@ def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialToken
                 else:
                     video = part.latents.shape[1] > 1
                     ids[r, column:column + part.tokens] = special.video_pad if video else special.image_pad
-                    placed.append(_Placed(part, r, column, len(flow) + column - start))
+                    media.append(_Placed(part, r, column))
                     column += part.tokens
-                    last = column if part.target else last
-            if last is None:
-                for item in placed:
-                    if item.row == r and item.column >= start:
-                        item.flow_column = -1
-            else:
-                flow.extend(range(start, last))
+            end = max((m.column + m.media.tokens for m in media if m.media.target), default=start)
+            for m in media:
+                if m.column < end:
+                    m.flow_column = len(flow) + m.column - start
+            flow.extend(range(start, end))
+            placed += media
         flows.append(flow)
     f = _round_up(max((len(flow) for flow in flows), default=0), context)
     flow_columns = torch.full((b, f), -1)
     for r, flow in enumerate(flows):
         flow_columns[r, :len(flow)] = torch.tensor(flow, dtype=torch.int64)
-        for item in placed:
-            if item.row == r and item.flow_column + item.media.tokens > len(flow):
-                item.flow_column = -1
     span, visuals = _group(placed, b, context, f)
     return Packed(ids, labels, doc, span, position, flow_columns, visuals)
 

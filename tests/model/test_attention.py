@@ -1,0 +1,80 @@
+"""Omni-attention: the dense mask, SDPA and compiled FlexAttention against a loop that says the rule."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from showo2.model.attention import attend, block_mask, dense_mask
+
+
+def allowed(doc, span, q, k) -> bool:
+    """The rule of section 3.1, one pair at a time."""
+    if doc[q] != doc[k]:
+        return False
+    return k <= q or (span[q] > 0 and span[q] == span[k])
+
+
+def reference(q, k, v, doc, span):
+    """Softmax attention, one query at a time."""
+    out = torch.zeros_like(q)
+    groups = q.shape[1] // k.shape[1]
+    for b in range(q.shape[0]):
+        for i in range(q.shape[2]):
+            seen = [j for j in range(k.shape[2]) if allowed(doc[b], span[b], i, j)]
+            for h in range(q.shape[1]):
+                scores = k[b, h // groups, seen] @ q[b, h, i] / q.shape[-1] ** 0.5
+                out[b, h, i] = scores.softmax(0) @ v[b, h // groups, seen]
+    return out
+
+
+rows = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6), st.booleans()), min_size=1, max_size=8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows)
+def test_dense_mask_is_the_rule(runs):
+    doc = torch.tensor([[d for d, size, _ in runs for _ in range(size)]])
+    span = torch.tensor([[(i + 1) * visual for i, (_, size, visual) in enumerate(runs) for _ in range(size)]])
+    mask = dense_mask(doc, span)[0, 0]
+    n = doc.shape[1]
+    assert mask.tolist() == [[allowed(doc[0], span[0], q, k) for k in range(n)] for q in range(n)]
+    assert torch.equal(dense_mask(doc, span, slice(n // 2, None))[0, 0], mask[n // 2:])
+
+
+def packed_ids(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows: two documents with a picture each and padding, and one document with two pictures."""
+    doc = torch.ones(2, length, dtype=torch.int64)
+    doc[0, length // 2:], doc[0, -9:], doc[1] = 2, -1, 3
+    span = torch.zeros_like(doc)
+    span[0, 5:30], span[0, length // 2 + 3:length - 20] = 1, 2
+    span[1, 4:60], span[1, 70:90] = 3, 4
+    return doc, span
+
+
+def qkv(length: int):
+    torch.manual_seed(0)
+    return (torch.randn(2, 4, length, 16, requires_grad=True), torch.randn(2, 2, length, 16, requires_grad=True),
+            torch.randn(2, 2, length, 16, requires_grad=True))
+
+
+def test_sdpa_and_flex_equal_the_reference():
+    length = 128
+    doc, span = packed_ids(length)
+    q, k, v = qkv(length)
+    expected = reference(q, k, v, doc, span)
+    sdpa = attend(q, k, v, dense_mask(doc, span))
+    torch.testing.assert_close(sdpa, expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        flex = attend(q, k, v, block_mask(doc, span))
+    torch.testing.assert_close(flex, expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_sdpa_equal_the_reference():
+    doc, span = packed_ids(96)
+    grads = []
+    for function in (lambda *x: attend(*x, dense_mask(doc, span)), lambda *x: reference(*x, doc, span)):
+        inputs = qkv(96)
+        function(*inputs).square().sum().backward()
+        grads.append([x.grad for x in inputs])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
