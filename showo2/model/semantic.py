@@ -43,9 +43,9 @@ class SemanticLayers(nn.Module):
 
     def load_siglip(self, vision: SiglipVisionModel) -> None:
         """Take SigLIP's layers (but the last) and, where the grids agree, its positions; the patches stay new."""
-        for mine, theirs in zip(self.layers, vision.vision_model.encoder.layers, strict=False):
+        for mine, theirs in zip(self.layers, vision.encoder.layers, strict=False):
             mine.load_state_dict(theirs.state_dict())
-        positions = vision.vision_model.embeddings.position_embedding.weight
+        positions = vision.embeddings.position_embedding.weight
         if positions.shape == self.position.weight.shape:
             self.position.weight.data.copy_(positions)
 
