@@ -1,0 +1,1 @@
+"""Judging pictures and answers of the world of shapes."""
