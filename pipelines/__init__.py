@@ -1,0 +1,1 @@
+"""From raw media to published shards, on Ray Data: curate, recaption, encode."""
