@@ -2,10 +2,13 @@
 
     attend(q, k)  <=>  doc[q] == doc[k] and (q >= k or (span[q] > 0 and span[q] == span[k]))
 
-GPUs run it through FlexAttention with a block mask over the flattened batch, CPUs through SDPA with a dense mask.
+GPUs run it through FlexAttention with a block mask over the flattened batch, CPUs through SDPA: with one dense mask
+where rows are short, document by document where they are long.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,18 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface
 
-Mask = Tensor | BlockMask
+# Rows from which slicing documents out beats attending to a whole row of them, on a CPU.
+_LONG_ROW = 512
+
+
+@dataclass(frozen=True)
+class DocumentMask:
+    """The documents of a flattened batch: start, stop, and the dense mask (1, 1, n, n) of each."""
+
+    documents: list[tuple[int, int, Tensor]]
+
+
+Mask = Tensor | BlockMask | DocumentMask
 
 
 def dense_mask(doc: Tensor, span: Tensor, queries: slice = slice(None)) -> Tensor:
@@ -41,23 +55,55 @@ def block_mask(doc: Tensor, span: Tensor) -> BlockMask:
     return create_block_mask(omni, B=None, H=None, Q_LEN=len(doc), KV_LEN=len(doc), device=str(doc.device))
 
 
+def document_mask(doc: Tensor, span: Tensor) -> DocumentMask:
+    """The documents of (B, L) rows, each with its own small mask; padding (doc <= 0) belongs to none."""
+    flat, documents, start = span.reshape(1, -1), [], 0
+    ids, sizes = torch.unique_consecutive(doc.reshape(-1), return_counts=True)
+    for number, size in zip(ids.tolist(), sizes.tolist(), strict=True):
+        if number > 0:
+            own = flat[:, start:start + size]
+            documents.append((start, start + size, dense_mask(torch.ones_like(own), own)))
+        start += size
+    return DocumentMask(documents)
+
+
 def make_mask(doc: Tensor, span: Tensor) -> Mask:
-    """The mask that this device's attention wants."""
-    return block_mask(doc, span) if doc.is_cuda else dense_mask(doc, span)
+    """The mask that attention on this device, over rows of this length, wants."""
+    if doc.is_cuda:
+        return block_mask(doc, span)
+    return document_mask(doc, span) if doc.shape[1] >= _LONG_ROW else dense_mask(doc, span)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
     """Attention of q (B, H, Q, E) over k, v (B, H', L, E), H a multiple of H' (grouped queries); (B, H, Q, E)."""
     if isinstance(mask, BlockMask):
-        def flat(x: Tensor) -> Tensor:
-            return x.transpose(0, 1).flatten(1, 2)[None]
-
-        out = _flex()(flat(q), flat(k), flat(v), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        return out[0].unflatten(1, (q.shape[0], q.shape[2])).transpose(0, 1)
+        out = _flex()(*map(_flatten, (q, k, v)), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return _unflatten(out, q)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if isinstance(mask, DocumentMask):
+        return _unflatten(_attend_documents(*map(_flatten, (q, k, v)), mask, scale), q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """(B, H, L, E) to (1, H, B*L, E)."""
+    return x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _unflatten(out: Tensor, like: Tensor) -> Tensor:
+    return out[0].unflatten(1, (like.shape[0], like.shape[2])).transpose(0, 1)
+
+
+def _attend_documents(q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask, scale: float | None) -> Tensor:
+    pieces, end = [], 0
+    for start, stop, own in mask.documents:
+        pieces.append(q[:, :, end:start] * 0)
+        pieces.append(F.scaled_dot_product_attention(
+            q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], attn_mask=own, scale=scale))
+        end = stop
+    return torch.cat([*pieces, q[:, :, end:] * 0], 2)
 
 
 _compiled = None
@@ -71,11 +117,11 @@ def _flex():
     return _compiled
 
 
-def _omni_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask,
-                    scaling: float | None = None, **_: object) -> tuple[Tensor, None]:
-    return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+def _omni_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,
+                    scaling: float | None = None, *, omni_mask: Mask, **_: object) -> tuple[Tensor, None]:
+    return attend(query, key, value, omni_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-# The name under which any Hugging Face causal LM runs this attention.
+# The name under which any Hugging Face causal LM runs this attention, given `omni_mask` in its call.
 OMNI = "omni"
 AttentionInterface.register(OMNI, _omni_attention)

@@ -118,7 +118,7 @@ class Showo2(nn.Module):
 
     def language(self, embeds: Tensor, mask: Mask, position: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """Hidden states (B, L, D) after the final norm; `cache` holds what came before and takes what is new."""
-        return self.language_model.model(inputs_embeds=embeds, attention_mask=mask, position_ids=position,
+        return self.language_model.model(inputs_embeds=embeds, omni_mask=mask, position_ids=position,
                                          past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Omni-attention: the dense mask, SDPA and compiled FlexAttention against a loop that says the rule."""
+"""Omni-attention: the dense mask, SDPA (whole rows, documents) and compiled FlexAttention against a loop that says the rule."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from showo2.model.attention import attend, block_mask, dense_mask
+from showo2.model.attention import attend, block_mask, dense_mask, document_mask
 
 
 def allowed(doc, span, q, k) -> bool:
@@ -64,6 +64,9 @@ def test_sdpa_and_flex_equal_the_reference():
     expected = reference(q, k, v, doc, span)
     sdpa = attend(q, k, v, dense_mask(doc, span))
     torch.testing.assert_close(sdpa, expected, atol=1e-5, rtol=0)
+    real = (doc > 0)[:, None, :, None]
+    documents = attend(q, k, v, document_mask(doc, span))
+    torch.testing.assert_close(documents * real, expected * real, atol=1e-5, rtol=0)
     with torch.no_grad():
         flex = attend(q, k, v, block_mask(doc, span))
     torch.testing.assert_close(flex, expected, atol=1e-5, rtol=0)
@@ -71,10 +74,13 @@ def test_sdpa_and_flex_equal_the_reference():
 
 def test_gradients_of_sdpa_equal_the_reference():
     doc, span = packed_ids(96)
+    real = (doc > 0)[:, None, :, None]
     grads = []
-    for function in (lambda *x: attend(*x, dense_mask(doc, span)), lambda *x: reference(*x, doc, span)):
+    for function in (lambda *x: reference(*x, doc, span), lambda *x: attend(*x, dense_mask(doc, span)),
+                     lambda *x: attend(*x, document_mask(doc, span))):
         inputs = qkv(96)
-        function(*inputs).square().sum().backward()
+        (function(*inputs) * real).square().sum().backward()
         grads.append([x.grad for x in inputs])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    for ours in grads[1:]:
+        for mine, theirs in zip(ours, grads[0], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
