@@ -1,0 +1,30 @@
+"""Shared by all tests: one thread, no network, and one private Ray cluster for those that need it."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    AWS_EC2_METADATA_DISABLED="true",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
+)
+os.environ.pop("RAY_ADDRESS", None)
+
+import jobs  # noqa: E402, F401  (sets Ray's environment before any test imports Ray)
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One private cluster of two logical CPUs, started by the first test that asks for it."""
+    import ray
+
+    from jobs._ray import connect
+
+    connect(num_cpus=2)
+    yield
+    ray.shutdown()
