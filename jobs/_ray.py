@@ -15,7 +15,6 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-
 _PROJECT = Path(__file__).resolve().parents[1]
 _PREFIX = "showo2-ray-"
 _OBJECT_STORE_BYTES = 512 * 1024**2

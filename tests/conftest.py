@@ -11,9 +11,10 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 
-import jobs  # noqa: E402, F401  (sets Ray's environment before any test imports Ray)
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
+
+import jobs  # noqa: F401  (sets Ray's environment before any test imports Ray)
 
 torch.set_num_threads(1)
 
