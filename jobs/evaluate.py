@@ -1,0 +1,91 @@
+"""Score a checkpoint with the exact judge.
+
+python -m jobs.evaluate --checkpoint DIR --suite shapes --json FILE
+
+Draws the held-out prompts of six categories, asks held-out questions, prints the scores and writes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jobs._console import progress, told_plainly
+from pipelines.publish import publish_json
+from showo2.evaluate.suite import KINDS, Report, Suite, evaluate
+from showo2.generate import Showo2Pipeline
+from showo2.tiny.world import CATEGORIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Suite):
+    """Score a checkpoint with the exact judge: six categories of pictures, four kinds of questions.
+
+    pictures, questions: of each category, of each kind. guidance, points, seed, batch: of the sampler.
+    """
+
+    json: Path
+    """file that the scores go to"""
+    checkpoint: str = "tiny:reference"
+    """folder of an exported model, Hub id, or tiny:reference"""
+    suite: Literal["shapes"] = "shapes"
+    """which suite"""
+    save: Path | None = None
+    """folder for all pictures, drawn and asked about"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model runs"""
+
+
+def run(config: Evaluate) -> Report:
+    """Evaluate, and write the scores (and the pictures)."""
+    pipeline = Showo2Pipeline.from_pretrained(config.checkpoint, device=config.device)
+    suite = Suite(**{f.name: getattr(config, f.name) for f in fields(Suite)})
+    with progress() as bar:
+        drawn = bar.add_task("pictures", total=suite.pictures * len(CATEGORIES))
+        asked = bar.add_task("questions", total=suite.questions * len(KINDS))
+        report = evaluate(pipeline, suite, lambda n: bar.advance(drawn, n), lambda n: bar.advance(asked, n))
+    publish_json(
+        str(config.json.parent),
+        config.json.name,
+        {**report.scores, **report.details, "config": asdict(config)},
+    )
+    if config.save is not None:
+        config.save.mkdir(parents=True, exist_ok=True)
+        for i, item in enumerate([*report.drawn, *report.asked]):
+            item.image.save(config.save / f"{i:05d}.png")
+    return report
+
+
+def table(report: Report) -> Table:
+    """The scores as one reads them."""
+    shown = Table("", "", "right", title="suite shapes, held out")
+    for part, scores in report.scores.items():
+        if part != "manifest":
+            for name, share in scores.items():
+                shown.add_row(
+                    part,
+                    name,
+                    f"{share:.1%}",
+                    style="bold" if name == "score" else "",
+                    end_section=name == "score",
+                )
+    return shown
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Evaluate, description=__doc__)
+    with told_plainly():
+        report = run(config)
+    Console().print(table(report))
+    Console().print(f"written to {config.json}")
+
+
+if __name__ == "__main__":
+    main()

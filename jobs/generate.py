@@ -1,0 +1,201 @@
+"""Draw the pictures that a file of prompts asks for.
+
+python -m jobs.generate --checkpoint DIR --prompts FILE.jsonl --out DIR --seed N
+
+One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... and manifest.json. Run again, it keeps what is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+
+from jobs._console import progress, told_plainly
+from pipelines.publish import (
+    collect_leftovers,
+    done,
+    filesystem,
+    fingerprint,
+    publish,
+    publish_json,
+    publish_record,
+    read_bytes,
+    records,
+)
+from showo2.generate import Sampling, Showo2Pipeline
+
+FAMILY = "pictures"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw the pictures that a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
+
+    prompts: Path
+    """JSON lines, each {"prompt": "..."}"""
+    out: str
+    """folder or URL that the pictures go to"""
+    checkpoint: str = "tiny:reference"
+    """folder of an exported model, Hub id, or tiny:reference"""
+    seed: int = 0
+    """picture i's noise depends on (seed, i) alone"""
+    points: int = 50
+    """points of the time grid, one more than Euler steps"""
+    guidance: float = 5.0
+    """strength of classifier-free guidance; 1 is none"""
+    size: int | None = None
+    """side in pixels, a multiple of 16 (default: the model's)"""
+    batch: int = 16
+    """pictures drawn together"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model runs"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The unit of work: consecutive prompts, drawn together; `id` hashes all that the pictures depend on."""
+
+    id: str
+    start: int
+    prompts: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """File names of its pictures."""
+        return [f"{self.start + i:05d}.png" for i in range(len(self.prompts))]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a JSON lines file; blank lines are passed over, a bad one is an error that names file:line."""
+    prompts = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line.decode())["prompt"]
+            if not isinstance(prompt, str):
+                raise TypeError(f"the prompt is {prompt!r}, not text")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{path}:{number}: expected {{"prompt": "..."}} in UTF-8: {error!r}') from None
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f'{path}: no prompts; write one {{"prompt": "..."}} a line')
+    return prompts
+
+
+def generate(config: Generate) -> dict[str, Any]:
+    """Draw what is not yet there, and return the manifest."""
+    prompts = read_prompts(config.prompts)
+    sampling = Sampling(config.points, config.guidance)
+    collect_leftovers(config.out)
+    pipeline = Showo2Pipeline.from_pretrained(config.checkpoint, device=config.device)
+    size = config.size or pipeline.model.config.size
+    request = {
+        "checkpoint_hash": pipeline.checkpoint_hash,
+        "sampler": "euler",
+        **asdict(sampling),
+        "seed": config.seed,
+        "size": size,
+        "batch": config.batch,
+    }
+    batches = [
+        Batch(fingerprint(request, start, part), start, part)
+        for start in range(0, len(prompts), config.batch)
+        for part in [prompts[start : start + config.batch]]
+    ]
+    finished = _finished(config.out, batches)
+    Console().print(
+        f"{len(prompts)} prompts, {size} px, {sampling.points} points, guidance {sampling.guidance:g}, "
+        f"seed {config.seed}, checkpoint {config.checkpoint} ({pipeline.checkpoint_hash[:12]}); "
+        f"{sum(len(b.prompts) for b in batches if b.id in finished)} pictures are there already"
+    )
+    publish_json(config.out, "config.json", asdict(config))
+    with progress() as bar:
+        task = bar.add_task("pictures", total=len(prompts))
+        for batch in batches:
+            if batch.id not in finished:
+                images = pipeline.image(
+                    batch.prompts,
+                    sampling.guidance,
+                    sampling.points,
+                    config.seed,
+                    size=size,
+                    batch=config.batch,
+                    first=batch.start,
+                )
+                _publish(config, batch, images)
+            bar.advance(task, len(batch.prompts))
+    _forget_others(config.out, batches)
+    manifest = {
+        "request": request,
+        "request_hash": fingerprint(request, prompts),
+        "prompts": prompts,
+        "files": [
+            {"path": name, "sha256": hashlib.sha256(read_bytes(config.out, name)).hexdigest()}
+            for batch in batches
+            for name in batch.names
+        ],
+    }
+    publish_json(config.out, "manifest.json", manifest)
+    return manifest
+
+
+def _publish(config: Generate, batch: Batch, images: list[Image.Image]) -> None:
+    files = []
+    for name, prompt, image in zip(batch.names, batch.prompts, images, strict=True):
+        about = PngInfo()
+        about.add_itxt("prompt", prompt)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", pnginfo=about)
+        files.append({**publish(config.out, name, buffer.getvalue()), "sha256": _sha256(buffer.getvalue())})
+    publish_record(
+        config.out, FAMILY, batch.id, {"fingerprint": batch.id, "rows": len(images), "files": files}
+    )
+
+
+def _finished(out: str, batches: list[Batch]) -> set[str]:
+    """Ids of the batches whose pictures are all there, byte for byte as recorded."""
+    wanted = {batch.id for batch in batches}
+    return {
+        key
+        for key, record in done(out, FAMILY).items()
+        if key in wanted and all(_sha256(read_bytes(out, f["path"])) == f["sha256"] for f in record["files"])
+    }
+
+
+def _forget_others(out: str, batches: list[Batch]) -> None:
+    """Remove the records of other requests to this folder, and their pictures that this one did not replace."""
+    fs, base = filesystem(out)
+    wanted, names = {batch.id for batch in batches}, {name for batch in batches for name in batch.names}
+    for key, record in records(out, FAMILY).items():
+        if key not in wanted:
+            for path in {f["path"] for f in record["files"]} - names:
+                if fs.exists(f"{base}/{path}"):
+                    fs.rm_file(f"{base}/{path}")
+            fs.rm_file(f"{base}/units/{FAMILY}/{key}.json")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def main() -> None:
+    """The command line."""
+    config = tyro.cli(Generate, description=__doc__)
+    with told_plainly():
+        manifest = generate(config)
+    Console().print(f"{len(manifest['files'])} pictures in {config.out}")
+
+
+if __name__ == "__main__":
+    main()

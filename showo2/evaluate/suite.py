@@ -1,0 +1,177 @@
+"""The suite `shapes`: six GenEval-like categories of prompts, four kinds of questions, all held out from training.
+
+Every prompt and every scene asked about belongs to the held-out quarter of the world, so the scores measure new
+combinations. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from PIL import Image
+
+from showo2.evaluate.shapes import detect, judge
+from showo2.tiny.render import render
+from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts, questions
+
+KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
+SCENE_SIZE = 512
+_SCENES_SEED = 20250618
+
+
+class Model(Protocol):
+    """What the suite needs of a pipeline (`showo2.generate.Showo2Pipeline` is one)."""
+
+    @property
+    def checkpoint_hash(self) -> str:
+        """Hash of all weights."""
+
+    def image(self, prompts: Sequence[str], guidance: float, points: int, seed: int, *, batch: int,
+              on_batch: Callable[[int], None] | None) -> list[Image.Image]:
+        """One picture a prompt."""
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int, *,
+               batch: int) -> list[str]:
+        """One answer a picture and question."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How much is asked, and how it is drawn; the defaults are those of every score in the documents.
+
+    pictures: of each category (its prompts take turns); questions: of each kind.
+    """
+
+    pictures: int = 48
+    questions: int = 48
+    guidance: float = 4.0
+    points: int = 20
+    seed: int = 0
+    batch: int = 48
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1 or self.questions < 1:
+            raise ValueError(f"pictures={self.pictures}, questions={self.questions}: ask for 1 or more of each")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture and its verdict; `seen` names what the judge found in it."""
+
+    category: str
+    prompt: str
+    right: bool
+    seen: list[str]
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a rendered scene, and its answer."""
+
+    kind: str
+    question: str
+    expected: str
+    answer: str
+    image: Image.Image
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the expected one, letter case and a full stop aside."""
+        return self.answer.strip().rstrip(".").lower() == self.expected
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was drawn and asked."""
+
+    drawn: list[Drawn]
+    asked: list[Asked]
+    manifest: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`."""
+        return {"picture": _shares(CATEGORIES, [(d.category, d.right) for d in self.drawn]),
+                "question": _shares(tuple(KINDS), [(a.kind, a.right) for a in self.asked]),
+                "manifest": self.manifest}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Each prompt with what was seen, each question with its answer, in the order of the pictures' numbers."""
+        return {"pictures": [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen}
+                             for d in self.drawn],
+                "questions": [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
+                               "right": a.right} for a in self.asked]}
+
+
+def picture_prompts(suite: Suite) -> list[tuple[str, str]]:
+    """(category, prompt) of every picture: each category's held-out prompts in turn."""
+    chosen = []
+    for category in CATEGORIES:
+        held_out = prompts(category, held_out=True)
+        chosen += [(category, held_out[i % len(held_out)]) for i in range(suite.pictures)]
+    return chosen
+
+
+def scene_questions(suite: Suite) -> list[tuple[str, str, str, Image.Image]]:
+    """(kind, question, answer, picture) of every question: one a held-out scene, `suite.questions` of each kind."""
+    rng = random.Random(_SCENES_SEED)
+    missing = dict.fromkeys(KINDS, suite.questions)
+    chosen = []
+    while any(missing.values()):
+        scene = draw_scene(rng, held_out=True)
+        for question, answer in questions(scene, rng):
+            kind = next((k for k, words in KINDS.items() if question.startswith(words)), None)
+            if kind is not None and missing[kind]:
+                missing[kind] -= 1
+                chosen.append((kind, question, answer, render(scene, SCENE_SIZE)))
+                break
+    return chosen
+
+
+def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | None = None,
+             on_questions: Callable[[int], None] | None = None) -> Report:
+    """Draw, judge, ask. `on_pictures(n)` and `on_questions(n)` hear of n more that are done."""
+    asked_for, tests = picture_prompts(suite), scene_questions(suite)
+    images = model.image([prompt for _, prompt in asked_for], suite.guidance, suite.points, suite.seed,
+                         batch=suite.batch, on_batch=on_pictures)
+    drawn = [_judged(category, prompt, image) for (category, prompt), image in zip(asked_for, images, strict=True)]
+    asked: list[Asked] = []
+    for start in range(0, len(tests), suite.batch):
+        part = tests[start:start + suite.batch]
+        answers = model.answer([t[3] for t in part], [t[1] for t in part], 16, batch=suite.batch)
+        asked += [Asked(kind, question, expected, answer, image)
+                  for (kind, question, expected, image), answer in zip(part, answers, strict=True)]
+        if on_questions is not None:
+            on_questions(len(part))
+    return Report(drawn, asked, _manifest(model, suite, asked_for, tests))
+
+
+def _judged(category: str, prompt: str, image: Image.Image) -> Drawn:
+    found = detect(image)
+    seen = [f"{d.colour or 'unknown'} {d.shape or 'thing'}" for d in found]
+    return Drawn(category, prompt, judge(parse(prompt), found), seen, image)
+
+
+def _shares(names: Sequence[str], verdicts: list[tuple[str, bool]]) -> dict[str, float]:
+    shares = {}
+    for name in names:
+        own = [right for verdict, right in verdicts if verdict == name]
+        shares[name] = sum(own) / len(own)
+    return {**shares, "score": sum(shares.values()) / len(shares)}
+
+
+def _manifest(model: Model, suite: Suite, asked_for: list[tuple[str, str]],
+              tests: list[tuple[str, str, str, Image.Image]]) -> dict[str, Any]:
+    return {"suite": "shapes", "checkpoint_hash": model.checkpoint_hash, **asdict(suite),
+            "prompts_hash": _hash(asked_for), "questions_hash": _hash([t[:3] for t in tests])}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

@@ -1,0 +1,49 @@
+"""Text after text and pictures: greedy decoding with a key-value cache, rows of different length together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache
+
+from showo2.model import Showo2
+from showo2.model.attention import dense_mask
+from showo2.sequence import Document, length, pack
+from showo2.text import SpecialTokens
+
+
+@torch.inference_mode()
+def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document], max_new_tokens: int,
+           on_token: Callable[[int, int], None] | None = None) -> list[list[int]]:
+    """Ids that follow each document, up to its [EOS] (left out) or `max_new_tokens`.
+
+    `on_token(row, id)` hears of every id as it is made.
+    """
+    lengths = [length(document) for document in documents]
+    device = next(model.parameters()).device
+    packed = pack([[document] for document in documents], max(lengths), special).to(device)
+    position = torch.tensor(lengths, device=device)[:, None]
+    doc, span, own = packed.doc, packed.span, packed.doc[:, :1]
+    cache = DynamicCache()
+    hidden = model.language(model.embed(packed)[0], dense_mask(doc, span), packed.position, cache)
+    last = hidden[torch.arange(len(lengths), device=device), position[:, 0] - 1]
+    answers: list[list[int]] = [[] for _ in documents]
+    running = set(range(len(answers)))
+    for step in range(max_new_tokens):
+        tokens = model.logits(last).argmax(-1)
+        for row, token in enumerate(tokens.tolist()):
+            if row not in running:
+                continue
+            if token == special.eos:
+                running.discard(row)
+                continue
+            answers[row].append(token)
+            if on_token is not None:
+                on_token(row, token)
+        if not running or step + 1 == max_new_tokens:
+            break
+        doc, span = torch.cat([doc, own], 1), torch.cat([span, torch.zeros_like(own)], 1)
+        mask = dense_mask(doc, span, slice(-1, None))
+        last = model.language(model.embed_text(tokens[:, None]), mask, position + step, cache)[:, 0]
+    return answers

@@ -1,0 +1,145 @@
+"""One object that draws and answers, loaded as Hugging Face users expect."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from showo2.generate.decoder import greedy
+from showo2.generate.sampler import Sampling, sample, start_noise
+from showo2.model import Showo2
+from showo2.sequence import LATENT_CHANNELS, PATCH, Media, conversation
+from showo2.text import Tokenizer
+from showo2.vae import WanVAE, center_crop_resize
+
+VAE_FACTOR = 8
+
+
+class Showo2Pipeline:
+    """A model, its tokenizer and its VAE.
+
+    Results depend on the arguments alone: picture i of a call starts from noise drawn from (seed, first + i), so the
+    batch size changes no more than the last bits of its arithmetic.
+    """
+
+    def __init__(self, model: Showo2, tokenizer: Tokenizer, vae: WanVAE):
+        self.model, self.tokenizer, self.vae = model.eval().requires_grad_(False), tokenizer, vae
+
+    @classmethod
+    def from_pretrained(cls, spec: str | Path = "tiny:reference", device: str = "cpu",
+                        dtype: torch.dtype = torch.float32) -> Showo2Pipeline:
+        """Load from a folder that training exported, a Hub id or `tiny:reference`; the config names the VAE."""
+        model = Showo2.from_pretrained(spec, dtype=dtype).to(device)
+        return cls(model, Tokenizer.from_pretrained(spec), WanVAE.from_pretrained(model.config.vae, device=device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        """Hash (32 hex digits) of all that a result depends on: weights, sizes, words and VAE, whatever files hold them."""
+        digest = hashlib.sha256(repr((self.model.config.to_dict(), self.vae.weights_hash)).encode())
+        digest.update(repr(sorted(self.tokenizer.inner.get_vocab().items())).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:32]
+
+    def image(self, prompts: str | Sequence[str], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
+              size: int | None = None, batch: int = 16, first: int = 0,
+              on_batch: Callable[[int], None] | None = None) -> list[Image.Image]:
+        """Draw one square picture a prompt.
+
+        guidance: 1 turns it off. points: of the time grid, so points - 1 steps. size: side in pixels, a multiple of
+        16 (default: what the model was trained for). first: index of the first prompt, for calls that continue one
+        another. on_batch(n) is told of n more finished pictures.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        size = self.model.config.size if size is None else size
+        if size <= 0 or size % (VAE_FACTOR * PATCH):
+            raise ValueError(f"size={size}: use a positive multiple of {VAE_FACTOR * PATCH} pixels")
+        shape = (LATENT_CHANNELS, 1, size // VAE_FACTOR, size // VAE_FACTOR)
+        sampling = Sampling(points, guidance)
+        pictures: list[Image.Image] = []
+        for rows in _batches(len(prompts), batch):
+            noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
+            texts = [self.tokenizer.encode(prompts[i]) for i in rows]
+            pictures += self.decode(sample(self.model, self.tokenizer.special, texts, noise, sampling))
+            if on_batch is not None:
+                on_batch(len(rows))
+        return pictures
+
+    def answer(self, images: Image.Image | Sequence[Image.Image], questions: str | Sequence[str],
+               max_new_tokens: int = 64, *, batch: int = 32,
+               on_text: Callable[[int, str], None] | None = None) -> list[str]:
+        """Answer one question a picture (or many about one picture).
+
+        on_text(row, piece) hears each answer's text as it is made.
+        """
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        images = [images] * len(questions) if isinstance(images, Image.Image) else list(images)
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} pictures and {len(questions)} questions: give one question a picture")
+        answers: list[str] = []
+        for rows in _batches(len(questions), batch):
+            latents = self.encode([images[i] for i in rows]).cpu()
+            documents = [conversation(self.tokenizer, [{"from": "human", "value": questions[i]}], Media(x),
+                                      self.model.config.conversation)
+                         for i, x in zip(rows, latents, strict=True)]
+            stream = None if on_text is None else _Stream(self.tokenizer, rows.start, on_text)
+            ids = greedy(self.model, self.tokenizer.special, documents, max_new_tokens, stream)
+            answers += [self.tokenizer.decode(row).strip() for row in ids]
+        return answers
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures, cropped and resized to the model's size, to latents (n, C, 1, h, w): the normalised mean."""
+        size = self.model.config.size
+        upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
+        cropped = [center_crop_resize(image, (size, size))[0] for image in upright]
+        pixels = torch.stack([_to_pixels(image) for image in cropped])
+        return self.vae.encode(pixels.to(self.device))
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents (n, C, 1, h, w) to pictures."""
+        pixels = self.vae.decode(latents)[:, :, 0].float().cpu()
+        levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(row) for row in levels]
+
+
+def _to_pixels(image: Image.Image) -> Tensor:
+    """(3, 1, H, W) in [-1, 1]."""
+    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+    return levels.permute(2, 0, 1)[:, None].float() / 127.5 - 1
+
+
+def _batches(total: int, batch: int) -> Iterator[range]:
+    if batch < 1:
+        raise ValueError(f"batch={batch}: use 1 or more")
+    return (range(start, min(start + batch, total)) for start in range(0, total, batch))
+
+
+class _Stream:
+    """Turns ids into pieces of text; a character whose bytes are not all there yet waits for them."""
+
+    def __init__(self, tokenizer: Tokenizer, first: int, on_text: Callable[[int, str], None]):
+        self.tokenizer, self.first, self.on_text = tokenizer, first, on_text
+        self.ids: dict[int, list[int]] = {}
+        self.told: dict[int, str] = {}
+
+    def __call__(self, row: int, token: int) -> None:
+        ids = self.ids.setdefault(row, [])
+        ids.append(token)
+        text, told = self.tokenizer.decode(ids), self.told.get(row, "")
+        if text != told and not text.endswith("\ufffd"):
+            self.told[row] = text
+            self.on_text(self.first + row, text[len(told):])

@@ -1,0 +1,113 @@
+"""Pictures from text: Euler steps along the learned velocity from noise (t = 0) to data (t = 1), with guidance.
+
+Exact savings over running whole sequences: the text before a picture does not depend on t, neither in the language
+model nor in the flow head, so its keys and values are computed once; what follows the picture cannot change it and is
+never built; no LM head; the semantic layers, projector and fusion run once for both rows of guidance.
+Shape suffixes: n pictures, R rows (n, or 2n under guidance), P longest text, V = 1 + N tokens of a visual span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from showo2 import flow
+from showo2.model import Showo2
+from showo2.model.attention import dense_mask
+from showo2.sequence import PATCH, Text, pack
+from showo2.text import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`points` of the time grid (points - 1 Euler steps) and the strength of classifier-free guidance (1: none)."""
+
+    points: int = 50
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise ValueError(f"points={self.points}: a time grid needs at least its two ends; use 2 or more")
+
+
+class PrefixCache(DynamicCache):
+    """Keys and values of a prefix; once frozen, what follows sees them and leaves no trace."""
+
+    frozen = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (R, H, P + new, E) that the new positions attend to."""
+        if not self.frozen:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        prefix = self.layers[layer_idx]
+        return torch.cat([prefix.keys, key_states], -2), torch.cat([prefix.values, value_states], -2)
+
+
+class Velocity:
+    """v(x_t, t) of media that follow texts: the texts run through the model once, at construction."""
+
+    def __init__(self, model: Showo2, special: SpecialTokens, texts: list[list[int]], shape: tuple[int, int, int]):
+        """`texts` are the captions' ids, one a row (R); `shape` is the latents' (T, h, w)."""
+        self.model, self.shape = model, shape
+        opening = special.bov if shape[0] > 1 else special.boi
+        longest = 2 + max(len(ids) for ids in texts)
+        device = next(model.parameters()).device
+        prefix = pack([[[Text([special.bos, *ids, opening])]] for ids in texts], longest, special).to(device)
+        lengths = torch.tensor([2 + len(ids) for ids in texts], device=device)
+        rows, tokens = len(texts), 1 + shape[0] * shape[1] * shape[2] // PATCH**2
+        # Texts are padded on the right up to P, but the span's positions go on where its own text ends.
+        self.position = lengths[:, None] + torch.arange(tokens, device=device)
+        self.index = torch.arange(1, rows + 1, device=device)[:, None].expand(rows, tokens)
+        doc = torch.cat([prefix.doc, prefix.doc[:, :1].expand(rows, tokens)], 1)
+        span = torch.cat([prefix.span, self.index], 1)
+        self.mask = dense_mask(doc, span, slice(longest, None))
+        self.llm_cache, self.head_cache = PrefixCache(), PrefixCache()
+        self._read(prefix.ids, dense_mask(prefix.doc, prefix.span), prefix.position)
+
+    def _read(self, ids: Tensor, mask: Tensor, position: Tensor) -> None:
+        hidden = self.model.language(self.model.embed_text(ids), mask, position, self.llm_cache)
+        no_time = hidden.new_zeros(0, self.model.config.flow.width)
+        self.model.flow_head(hidden, no_time, torch.zeros_like(ids), position, mask, self.head_cache)
+        self.llm_cache.frozen = self.head_cache.frozen = True
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Velocities (R, C, T, h, w), float32, of latents x (n, C, T, h, w) at time t (scalar); row r is of x[r % n]."""
+        time, span = self.model.embed_visual(x, t.expand(len(x)))
+        repeats = len(self.position) // len(x)
+        time, span = time.repeat(repeats, 1), span.repeat(repeats, 1, 1)
+        hidden = self.model.language(span, self.mask, self.position, self.llm_cache)
+        tokens = self.model.flow_head(hidden, time, self.index, self.position, self.mask, self.head_cache)
+        return flow.from_tokens(tokens[:, 1:].float(), self.shape, self.model.config.patch)
+
+
+@torch.inference_mode()
+def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise: Tensor, sampling: Sampling) -> Tensor:
+    """Latents (n, C, T, h, w), float32, that follow the captions' ids `texts` (n), from `noise` of the same shape."""
+    guided = sampling.guidance != 1
+    frames, height, width = noise.shape[2:]
+    velocity = Velocity(model, special, texts + [[]] * len(texts) * guided, (frames, height, width))
+    x = noise.float()
+    for t, following in pairwise(flow.sampling_times(sampling.points).to(x.device)):
+        v = velocity(x, t)
+        if guided:
+            v_text, v_null = v.chunk(2)
+            v = flow.guide(v_null, v_text, sampling.guidance)
+        x = x + (following - t) * v
+    return x
+
+
+def start_noise(seed: int, indices: range, shape: tuple[int, int, int, int]) -> Tensor:
+    """Noise (n, C, T, h, w), float32 on the CPU; each picture's depends on (seed, index) and on nothing else."""
+    def draw(index: int) -> Tensor:
+        digest = hashlib.sha256(f"picture:{seed}:{index}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.randn(shape, generator=generator)
+
+    return torch.stack([draw(index) for index in indices])

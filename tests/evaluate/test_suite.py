@@ -1,0 +1,110 @@
+"""A painter that does what it is told scores 1; one that does not, does not."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from showo2.evaluate.suite import KINDS, Suite, evaluate, picture_prompts, scene_questions
+from showo2.tiny.render import render
+from showo2.tiny.world import CATEGORIES, COLOURS, Object, Scene, is_held_out, parse, prompts, questions
+
+SPOTS = {"left": (0.2, 0.5), "right": (0.8, 0.5), "top": (0.5, 0.2), "bottom": (0.5, 0.8), "centre": (0.5, 0.5)}
+SIDES = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom"),
+         "below": ("bottom", "top")}
+QUARTERS = [(0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)]
+
+
+def scene_of(prompt: str) -> Scene:
+    """One scene that the prompt describes."""
+    asked = parse(prompt)
+    kinds = [(g.colour or random.choice(list(COLOURS)), g.shape) for g in asked.groups for _ in range(g.count)]
+    spots = QUARTERS
+    if asked.place:
+        spots = [SPOTS[asked.place]]
+    elif asked.relation:
+        spots = [SPOTS[side] for side in SIDES[asked.relation]]
+    return Scene(tuple(Object(*kind, *spot, 0.13) for kind, spot in zip(kinds, spots, strict=False)))
+
+
+class Painter:
+    """Draws what a prompt says, and knows the answers of the suite's questions."""
+
+    checkpoint_hash = "painter"
+
+    def __init__(self, suite: Suite):
+        self.key = {(question, image.tobytes()): answer for _, question, answer, image in scene_questions(suite)}
+
+    def image(self, prompts, guidance, points, seed, *, batch, on_batch):
+        if on_batch is not None:
+            on_batch(len(prompts))
+        return [render(scene_of(prompt), 64) for prompt in prompts]
+
+    def answer(self, images, questions, max_new_tokens, *, batch):
+        return [self.key[question, image.tobytes()] for question, image in zip(questions, images, strict=True)]
+
+
+class Careless(Painter):
+    """Forgets colours and relations, and says what is likely."""
+
+    def image(self, prompts, guidance, points, seed, *, batch, on_batch):
+        def dull(scene):
+            return Scene(tuple(replace(o, colour="red", x=1 - o.x) for o in scene.objects))
+
+        return [render(dull(scene_of(prompt)), 64) for prompt in prompts]
+
+    def answer(self, images, questions, max_new_tokens, *, batch):
+        return ["Two."] * len(questions)
+
+
+SMALL = Suite(pictures=12, questions=12)
+
+
+def test_a_faithful_painter_scores_one():
+    told: list[int] = []
+    report = evaluate(Painter(SMALL), SMALL, told.append, told.append)
+    scores = report.scores
+    assert scores["picture"] == {**dict.fromkeys(CATEGORIES, 1.0), "score": 1.0}
+    assert scores["question"] == {**dict.fromkeys(KINDS, 1.0), "score": 1.0}
+    assert sum(told) == 12 * (len(CATEGORIES) + len(KINDS))
+
+
+def test_a_careless_painter_does_not():
+    scores = evaluate(Careless(SMALL), SMALL).scores
+    assert scores["picture"]["two_objects"] == 1.0
+    assert scores["picture"]["color_attribution"] == 0.0 and scores["picture"]["colors"] < 0.5
+    assert scores["picture"]["score"] == pytest.approx(sum(scores["picture"][c] for c in CATEGORIES) / 6)
+    assert scores["question"]["colour"] == 0.0 and scores["question"]["count"] > 0.0
+
+
+def test_everything_asked_is_held_out():
+    suite = Suite()
+    asked = picture_prompts(suite)
+    assert [c for c, _ in asked] == [c for c in CATEGORIES for _ in range(suite.pictures)]
+    assert all(is_held_out(prompt) for _, prompt in asked)
+    for category in CATEGORIES:
+        used, there = {p for c, p in asked if c == category}, prompts(category, held_out=True)
+        assert len(used) == min(suite.pictures, len(there))
+    tests = scene_questions(suite)
+    assert [sum(t[0] == kind for t in tests) for kind in KINDS] == [suite.questions] * len(KINDS)
+    assert tests == scene_questions(suite)
+
+
+def test_each_kind_of_answer_is_as_varied_as_the_world():
+    tests = scene_questions(Suite())
+    answers = {kind: {t[2] for t in tests if t[0] == kind} for kind in KINDS}
+    assert len(answers["colour"]) >= 7 and len(answers["shape"]) == 3
+    assert len(answers["place"]) >= 4 and len(answers["count"]) >= 3
+
+
+def test_an_empty_suite_is_an_error():
+    with pytest.raises(ValueError, match="pictures=0"):
+        Suite(pictures=0)
+
+
+def test_kinds_cover_the_questions_of_the_world():
+    scene = scene_of("a red circle left of a blue square")
+    words = tuple(KINDS.values())
+    assert {q.startswith((*words, "is ")) for q, _ in questions(scene, random.Random(0))} == {True}
+
+

@@ -1,0 +1,158 @@
+"""jobs.generate and jobs.evaluate from the command line: files, resuming, and a user's mistakes."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.evaluate import Evaluate, run
+from jobs.generate import Generate, generate, read_prompts
+from showo2.generate import Showo2Pipeline
+from tests.generate.checkpoint import random_checkpoint
+
+PROMPTS = ["a red circle", "a blue square", "two green triangles", "a circle and a square", "three pink circles"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return random_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def request_(tmp_path: Path, checkpoint: str) -> Generate:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    return Generate(file, str(tmp_path / "out"), checkpoint, points=3, batch=2, device="cpu")
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in Path(folder).glob("*.png")}
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, stop_after: int = 99) -> list[int]:
+    """Notes the first index of each drawn batch; stops as Ctrl-C does after some."""
+    drawn: list[int] = []
+    real = Showo2Pipeline.image
+
+    def image(self, *args, **options):
+        if len(drawn) == stop_after:
+            raise KeyboardInterrupt
+        drawn.append(options["first"])
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Showo2Pipeline, "image", image)
+    return drawn
+
+
+def test_pictures_and_manifest(request_):
+    manifest = generate(request_)
+    assert [f["path"] for f in manifest["files"]] == [f"0000{i}.png" for i in range(5)]
+    files = content(request_.out)
+    assert {f["path"]: f["sha256"] for f in manifest["files"]} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert manifest == json.loads((Path(request_.out) / "manifest.json").read_text())
+    assert manifest["prompts"] == PROMPTS and manifest["request"]["seed"] == 0
+    with Image.open(Path(request_.out) / "00002.png") as image:
+        assert image.size == (64, 64) and image.text["prompt"] == PROMPTS[2]
+    assert json.loads((Path(request_.out) / "config.json").read_text())["points"] == 3
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(request_, monkeypatch, tmp_path):
+    whole = generate(request_)
+    other = Generate(**{**vars(request_), "out": str(tmp_path / "other")})
+    counting(monkeypatch, stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        generate(other)
+    monkeypatch.undo()
+    drawn = counting(monkeypatch)
+    assert generate(other) == whole
+    assert drawn == [2, 4]
+    assert content(other.out) == content(request_.out)
+    drawn.clear()
+    assert generate(other) == whole and drawn == []
+
+
+def test_a_damaged_picture_is_drawn_again(request_, monkeypatch):
+    whole = generate(request_)
+    before = content(request_.out)
+    (Path(request_.out) / "00003.png").write_bytes(b"\0" * len(before["00003.png"]))
+    (Path(request_.out) / "00004.png").unlink()
+    drawn = counting(monkeypatch)
+    assert generate(request_) == whole and drawn == [2, 4]
+    assert content(request_.out) == before
+
+
+def test_more_prompts_draw_only_what_is_new_and_fewer_leave_nothing_behind(request_, monkeypatch):
+    generate(request_)
+    with request_.prompts.open("a") as file:
+        file.write('{"prompt": "a cyan square"}\n')
+    drawn = counting(monkeypatch)
+    generate(request_)
+    assert drawn == [4] and len(content(request_.out)) == 6
+    request_.prompts.write_text('{"prompt": "a red circle"}\n')
+    assert len(generate(request_)["files"]) == 1 == len(content(request_.out))
+
+
+def test_another_seed_replaces_the_pictures(request_):
+    generate(request_)
+    before = content(request_.out)
+    generate(Generate(**{**vars(request_), "seed": 1}))
+    after = content(request_.out)
+    assert after.keys() == before.keys() and all(after[name] != before[name] for name in after)
+
+
+@pytest.mark.parametrize("line", [b"red circle", b'{"text": "a"}', b'{"prompt": 3}', b"[1]", b'{"prompt": "\xff"}'])
+def test_a_bad_line_is_named(tmp_path, line):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:3: expected"):
+        read_prompts(file)
+
+
+def test_no_prompts_is_an_error(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="no prompts"):
+        read_prompts(file)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment)
+
+
+def test_commands_as_users_type_them(request_, checkpoint, tmp_path):
+    ran = command("jobs.generate", "--checkpoint", checkpoint, "--prompts", str(request_.prompts), "--out",
+                  request_.out, "--seed", "7", "--points", "3")
+    assert ran.returncode == 0, ran.stderr
+    assert "5 pictures in" in ran.stdout and len(content(request_.out)) == 5
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--prompts", "absent.jsonl", "--out", "x"], "absent.jsonl"),
+    (["--prompts", "{prompts}", "--out", "x", "--checkpoint", "nowhere"], "nowhere: neither a folder nor a Hub id"),
+    (["--prompts", "{prompts}", "--out", "x", "--speed", "9"], "--speed"),
+])
+def test_mistakes_are_told_in_a_line(request_, tmp_path, arguments, message):
+    ran = command("jobs.generate", *(a.format(prompts=request_.prompts) for a in arguments))
+    assert ran.returncode == 2 and message in ran.stderr + ran.stdout
+    assert "Traceback" not in ran.stderr
+
+
+def test_evaluate_writes_the_scores(checkpoint, tmp_path):
+    config = Evaluate(json=tmp_path / "scores.json", checkpoint=checkpoint, save=tmp_path / "pictures", pictures=2,
+                      questions=2, points=3, device="cpu")
+    report = run(config)
+    written = json.loads(config.json.read_text())
+    assert written["picture"] == report.scores["picture"] and set(written["question"]) == {
+        "colour", "shape", "place", "count", "score"}
+    assert 0 <= written["picture"]["score"] <= 1
+    assert written["manifest"]["checkpoint_hash"] == Showo2Pipeline.from_pretrained(checkpoint).checkpoint_hash
+    assert len(written["pictures"]) == 12 and len(written["questions"]) == 8
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 20
+    assert run(config).scores == report.scores
