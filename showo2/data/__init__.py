@@ -1,0 +1,1 @@
+"""Order, mixture, packing and loading: the data stream of training."""
