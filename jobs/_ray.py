@@ -6,14 +6,15 @@ import atexit
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+
+from jobs._console import told_plainly
 
 _PROJECT = Path(__file__).resolve().parents[1]
 _PREFIX = "showo2-ray-"
@@ -107,18 +108,21 @@ def _alive(process: int) -> bool:
 
 @contextmanager
 def running(num_cpus: int | None = None) -> Iterator[None]:
-    """A job's whole run: connected to Ray, with a user's mistakes told in a line rather than a traceback.
-
-    Exits with 2 after a mistake (a missing file, an option that does not fit), with 130 after Ctrl-C. Errors of our
-    own making keep their traceback.
-    """
-    try:
+    """A job's whole run: connected to Ray, with a user's mistakes told in a line rather than a traceback."""
+    with told_plainly(), _as_the_worker_saw_it():
         connect(num_cpus)
         yield
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        cause = getattr(error, "cause", None) or error
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(2) from error
+
+
+@contextmanager
+def _as_the_worker_saw_it() -> Iterator[None]:
+    """Ray wraps a worker's error in one or two of its own; whoever asked wants the first."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException | None = error
+        while cause is not None and (isinstance(cause, RayError) or not isinstance(cause, (ValueError, OSError))):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
