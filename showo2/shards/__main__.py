@@ -1,0 +1,129 @@
+"""`python -m showo2.shards inspect|verify|show PATH`: what shards hold, are they whole, how they look.
+
+PATH is a dataset folder, a manifest, or one shard's latents file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from showo2.shards import DamagedRow, Manifest, ShardError, ShardReader
+
+_console = Console(soft_wrap=True)
+Path = Annotated[str, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print counts and schema."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read every row and check its checksums; exit status 1 if any is damaged."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Show:
+    """Decode some rows to PNG and print their texts.
+
+    rows: numbers within the shard (within the first shard of a dataset). vae: the VAE that made the latents.
+    """
+
+    path: Path
+    out: str
+    rows: tuple[int, ...] = (0, 1, 2, 3)
+    vae: str = "tiny:vae"
+
+
+def readers(path: str) -> list[ShardReader]:
+    """The readers of a dataset, a manifest or a single latents file (with the sidecars beside it)."""
+    if path.endswith(".arrow"):
+        stem = path.removesuffix(".arrow")
+        beside = [f"{stem}.{name}.arrow" for name in ("text", "teacher")]
+        text, teacher = (p if os.path.exists(p) else None for p in beside)
+        return [ShardReader(path, text, teacher)]
+    return [reader for _, reader in Manifest.load(path).readers()]
+
+
+def inspect(path: str) -> None:
+    """Print what `path` holds."""
+    if not path.endswith(".arrow"):
+        manifest = Manifest.load(path)
+        _console.print(f"dataset {manifest.name}: {manifest.rows} rows in {len(manifest.shards)} shards, "
+                       f"hash {manifest.hash}")
+        for name, rows in manifest.totals().items():
+            _console.print(f"  {name}: {rows} rows")
+    for reader in readers(path):
+        _console.print(f"{reader.path}: {reader.rows} rows of {reader.schema.row_bytes} bytes")
+    for name, value in asdict(reader.schema).items():
+        _console.print(f"  {name}: {value}")
+
+
+def verify(path: str) -> int:
+    """Check every row of `path`; prints each damaged one and returns how many there are."""
+    damaged = rows = 0
+    for reader in track(readers(path), "verify", console=Console(stderr=True)):
+        try:
+            for i in range(reader.rows):
+                try:
+                    reader.read(i, teacher=reader.teacher_path is not None)
+                except DamagedRow as error:
+                    damaged += 1
+                    _console.print(f"damaged: {error}")
+            rows += reader.rows
+        except ShardError as error:
+            damaged += 1
+            _console.print(f"damaged: {error}")
+    _console.print(f"{rows} rows read, {damaged} damaged")
+    return damaged
+
+
+def show(options: Show) -> None:
+    """Decode the rows asked for into `out/UID.png`."""
+    from showo2.vae import WanVAE, to_image
+
+    reader = readers(options.path)[0]
+    vae = WanVAE.from_pretrained(options.vae)
+    if vae.weights_hash != reader.schema.vae:
+        raise ShardError(f"{reader.path} was encoded by another VAE than {options.vae}; name it with --vae")
+    os.makedirs(options.out, exist_ok=True)
+    for i in options.rows:
+        row = reader.read(i)
+        with torch.inference_mode():
+            pixels = vae.decode(row.latents[None].float())
+        path = os.path.join(options.out, f"{row.uid}.png")
+        to_image(pixels[0, :, 0]).save(path)
+        _console.print(f"{path}  {row.text.text or row.text.messages}")
+
+
+def main() -> int:
+    """The command line."""
+    options = tyro.cli(Inspect | Verify | Show, description=__doc__)
+    try:
+        if isinstance(options, Show):
+            show(options)
+        elif isinstance(options, Verify):
+            return 1 if verify(options.path) else 0
+        else:
+            inspect(options.path)
+    except ShardError as error:
+        _console.print(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
