@@ -61,9 +61,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)
 
 
+class _Modulate(torch.autograd.Function):
+    """x * (1 + scale[index]) + shift[index] in fp32; keeps the small tables for backward, not their full-size copies."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale, index)
+        return torch.addcmul(F.embedding(index, shift), x.float(), 1 + F.embedding(index, scale)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, scale, index = ctx.saved_tensors
+        grad = grad.float()
+        rows, width = index.flatten(), scale.shape[1]
+        to_shift = torch.zeros_like(scale).index_add_(0, rows, grad.reshape(-1, width))
+        to_scale = torch.zeros_like(scale).index_add_(0, rows, (grad * x).reshape(-1, width))
+        return (grad * (1 + F.embedding(index, scale))).to(x.dtype), to_shift, to_scale, None
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
     """x * (1 + scale) + shift in fp32, each token with row `index` (B, L) of shift and scale (n + 1, D)."""
-    return (x.float() * (1 + F.embedding(index, scale)) + F.embedding(index, shift)).to(x.dtype)
+    return _Modulate.apply(x, shift, scale, index)
+
+
+def gated(x: Tensor, gate: Tensor, index: Tensor) -> Tensor:
+    """x * gate in fp32, each token with row `index` of gate (n + 1, D)."""
+    return _Modulate.apply(x, torch.zeros_like(gate), gate - 1, index)
 
 
 def _with_text_row(table: Tensor, value: float) -> Tensor:
@@ -125,9 +148,9 @@ class FlowBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             _with_text_row(table, value) for table, value in zip(tables, (0, 0, 1, 0, 0, 1), strict=True))
         h = self.attention(modulate(self.attention_norm(x), shift_a, scale_a, index), mask, cos, sin, cache, layer)
-        x = x + F.embedding(index, gate_a.to(x.dtype)) * h
+        x = x + gated(h, gate_a, index)
         h = self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m, index))
-        return x + F.embedding(index, gate_m.to(x.dtype)) * h
+        return x + gated(h, gate_m, index)
 
 
 class FinalLayer(nn.Module):

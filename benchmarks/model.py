@@ -1,0 +1,189 @@
+"""A training step of the model against the released way of computing it: FLOPs, CPU time, peak memory, equal results.
+
+12.9 M parameters, 54x54 latents, 3 generation samples and 1 caption, one thread. The released way pads every sample to
+1024 tokens. Each side runs in a process of its own; rounds alternate.
+
+    python -m benchmarks.model --json FILE
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import released
+from benchmarks._report import Aim, Report, Row
+from showo2.model import FlowHeadConfig, Losses, Showo2, Showo2Config
+from showo2.sequence import IGNORE, Media, captioning, length, pack, text_to_image
+from showo2.text import SpecialTokens
+
+SPECIAL = SpecialTokens(*range(8183, 8192))
+CONTEXT, SIDE, VOCABULARY = 1024, 54, 8192
+PROMPT_TOKENS, CAPTION_TOKENS = 50, 150
+
+
+def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+    b, h, n, e = q
+    return 2 * b * h * n * k[2] * (e + v[3])
+
+
+def _attention_backward_flops(_grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: object,
+                              **__: object) -> int:
+    return 5 * _attention_flops(q, k, v) // 2
+
+
+# PyTorch's counter does not know the CPU's fused attention.
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def build_model() -> Showo2:
+    """12.9 M parameters, every one of them random (adaLN's zeros would hide differences)."""
+    torch.manual_seed(0)
+    llm = {"model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
+    siglip = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 512}
+    model = Showo2(Showo2Config(llm, siglip, FlowHeadConfig(256, 4, 4, 2, 64, 1024)))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.normal_(0, 0.03)
+    return model
+
+
+def samples() -> list[tuple[list[int], Media, bool]]:
+    """Text ids, picture, and whether the picture is drawn (else captioned)."""
+    g = torch.Generator().manual_seed(1)
+    made = []
+    for drawn in (True, True, True, False):
+        x1, x0 = (torch.randn(16, 1, SIDE, SIDE, generator=g) for _ in range(2))
+        ids = torch.randint(0, 8000, (PROMPT_TOKENS if drawn else CAPTION_TOKENS,), generator=g).tolist()
+        t = torch.rand(1, generator=g).item()
+        made.append((ids, Media(x1, t, x0, True) if drawn else Media(x1), drawn))
+    return made
+
+
+def ours(model: Showo2) -> tuple[Tensor, Tensor]:
+    """Both losses, the documents packed into one row of a multiple of 128 tokens."""
+    documents = [text_to_image(SPECIAL, ids, media) if drawn else captioning(SPECIAL, media, ids)
+                 for ids, media, drawn in samples()]
+    context = -(-sum(map(length, documents)) // 128) * 128
+    out: Losses = model(pack([documents], context, SPECIAL))
+    return out.ntp_sum / out.ntp_count, out.flow_sum / out.flow_count
+
+
+def theirs(model: Showo2) -> tuple[Tensor, Tensor]:
+    """Both losses as the released trainer computes them."""
+    return released.forward(model, released_batch())
+
+
+def released_batch() -> released.ReleasedBatch:
+    """The same samples, one a row of 1024 tokens."""
+    ids, labels, learned, spans, latents, velocity, times = [], [], [], [], [], [], []
+    for text, media, drawn in samples():
+        document = text_to_image(SPECIAL, text, media) if drawn else captioning(SPECIAL, media, text)
+        packed = pack([[document]], CONTEXT, SPECIAL)
+        start = int(packed.visuals[0].start)
+        row = torch.zeros(CONTEXT, dtype=torch.int64)
+        if drawn:
+            row[start + 1:start + media.tokens] = 1
+        label = torch.full((CONTEXT,), IGNORE)
+        label[1:] = packed.labels[0, :-1]
+        ids.append(packed.ids[0])
+        labels.append(label)
+        learned.append(row)
+        spans.append((start, media.tokens))
+        x1, x0 = media.latents[:, 0], torch.zeros(16, SIDE, SIDE) if media.noise is None else media.noise[:, 0]
+        latents.append(media.t * x1 + (1 - media.t) * x0)
+        velocity.append(x1 - x0)
+        times.append(media.t)
+    return released.ReleasedBatch(torch.stack(ids), torch.stack(labels), torch.stack(learned), spans,
+                                  torch.stack(latents), torch.stack(velocity), torch.tensor(times))
+
+
+def step(model: Showo2, side: str) -> tuple[float, float]:
+    """One forward and backward; the two losses."""
+    ntp, flows = (ours if side == "ours" else theirs)(model)
+    (0.2 * ntp + flows).backward()
+    return ntp.item(), flows.item()
+
+
+def measure(side: str) -> dict[str, float]:
+    """CPU seconds of a step (median of 3 after a warm-up) and of a forward, FLOPs, peak memory over the start."""
+    torch.set_num_threads(1)
+    model = build_model()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(4):
+        model.zero_grad()
+        start = time.process_time()
+        losses = step(model, side)
+        seconds.append(time.process_time() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model.zero_grad()
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        step(model, side)
+    forward = []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.process_time()
+            (ours if side == "ours" else theirs)(model)
+            forward.append(time.process_time() - start)
+    return {"step_cpu_s": median(seconds[1:]), "forward_cpu_s": median(forward), "step_gflop": counter.get_total_flops() / 1e9,
+            "peak_mib": (peak - before) / 1024, "ntp": losses[0], "flow": losses[1]}
+
+
+def largest_gradient_difference() -> float:
+    """Largest difference in norm between the two ways' gradients, relative to the parameter's norm (or, where that
+    is next to nothing, to a millionth of the whole gradient's)."""
+    models = [build_model(), build_model()]
+    for model, side in zip(models, ("ours", "theirs"), strict=True):
+        step(model, side)
+    pairs = [(a.grad, b.grad) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True)]
+    whole = torch.stack([b.norm() for _, b in pairs]).norm()
+    return max(((a - b).norm() / b.norm().clamp(1e-6 * whole)).item() for a, b in pairs)
+
+
+@dataclass(frozen=True)
+class Options:
+    """json: where to write the report; rounds: alternating rounds; side: (inner use) measure one side and print it."""
+
+    json: str = ""
+    rounds: int = 3
+    side: str = ""
+
+
+def main(options: Options) -> None:
+    """Measure both sides in turn and report the ratios of medians."""
+    if options.side:
+        print(json.dumps(measure(options.side)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for _ in range(options.rounds):
+        for side in runs:
+            command = [sys.executable, "-m", "benchmarks.model", "--side", side]
+            runs[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    value = {(side, key): median(run[key] for run in found) for side, found in runs.items() for key in found[0]}
+    rows = [Row(f"{side} {key}", v, key.rsplit("_", 1)[-1]) for (side, key), v in value.items()]
+    aims = [Aim(f"{key}, ours / released", value["ours", key] / value["theirs", key], "<=", aim)
+            for key, aim in (("step_gflop", 0.6), ("step_cpu_s", 0.5), ("peak_mib", 0.5))]
+    difference = max(abs(value["ours", k] - value["theirs", k]) for k in ("ntp", "flow"))
+    aims += [Aim("largest difference of a loss", difference, "<=", 1e-5),
+             Aim("largest relative difference of a gradient", largest_gradient_difference(), "<=", 1e-4)]
+    Report("model", rows, aims).write(options.json)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
