@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 OUT ?= runs/demo
 STAMP := $(VENV)/.installed
 
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: install demo test bench lint
 .DEFAULT_GOAL := install
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import operator
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from jobs._machine import commit, machine, versions
+
 _COMPARE = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
-_VERSIONS = ("torch", "transformers", "diffusers", "ray", "pyarrow", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -84,40 +80,3 @@ class Report:
             verdict = "[green]holds[/]" if aim.holds else "[red]missed[/]"
             table.add_row(aim.name, f"{aim.value:.5g}", f"{aim.op} {aim.aim:g}: {verdict}")
         return table
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that move the numbers."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _VERSIONS}}
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores, the memory in GiB, the GPU if there is one, and torch's threads."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "system": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def commit() -> str:
-    """The commit that was measured, with `+` where the tree differs from it; `unknown` outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
