@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache
 
+from showo2 import compat
 from showo2.model import Showo2
 from showo2.model.attention import dense_mask
 from showo2.sequence import Document, length, pack
@@ -15,14 +16,15 @@ from showo2.text import SpecialTokens
 
 @torch.inference_mode()
 def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document], max_new_tokens: int,
-           on_token: Callable[[int, int], None] | None = None) -> list[list[int]]:
-    """Ids that follow each document, up to its [EOS] (left out) or `max_new_tokens`.
+           on_token: Callable[[int, int], None] | None = None, *, released_spans: bool = False) -> list[list[int]]:
+    """Ids that follow each document, up to its [EOS] or a [BOI] (both left out), or `max_new_tokens`.
 
-    `on_token(row, id)` hears of every id as it is made.
+    `on_token(row, id)` hears of every id as it is made. released_spans: see `compat.shift_spans`.
     """
     lengths = [length(document) for document in documents]
     device = next(model.parameters()).device
     packed = pack([[document] for document in documents], max(lengths), special).to(device)
+    packed = compat.shift_spans(packed) if released_spans else packed
     position = torch.tensor(lengths, device=device)[:, None]
     doc, span, own = packed.doc, packed.span, packed.doc[:, :1]
     cache = DynamicCache()
@@ -35,7 +37,7 @@ def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document],
         for row, token in enumerate(tokens.tolist()):
             if row not in running:
                 continue
-            if token == special.eos:
+            if token in (special.eos, special.boi):
                 running.discard(row)
                 continue
             answers[row].append(token)

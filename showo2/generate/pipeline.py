@@ -32,9 +32,13 @@ class Showo2Pipeline:
         self.model, self.tokenizer, self.vae = model.eval().requires_grad_(False), tokenizer, vae
 
     @classmethod
-    def from_pretrained(cls, spec: str | Path = "tiny:reference", device: str = "cpu",
+    def from_pretrained(cls, spec: str | Path = "tiny:reference", device: str | None = None,
                         dtype: torch.dtype = torch.float32) -> Showo2Pipeline:
-        """Load from a folder that training exported, a Hub id or `tiny:reference`; the config names the VAE."""
+        """Load from a folder that training exported, a Hub id or `tiny:reference`; the config names the VAE.
+
+        device: a GPU where there is one, unless told otherwise.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = Showo2.from_pretrained(spec, dtype=dtype).to(device)
         return cls(model, Tokenizer.from_pretrained(spec), WanVAE.from_pretrained(model.config.vae, device=device))
 

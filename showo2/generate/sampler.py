@@ -88,8 +88,12 @@ class Velocity:
 
 
 @torch.inference_mode()
-def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise: Tensor, sampling: Sampling) -> Tensor:
-    """Latents (n, C, T, h, w), float32, that follow the captions' ids `texts` (n), from `noise` of the same shape."""
+def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise: Tensor, sampling: Sampling,
+           held: int = 0) -> Tensor:
+    """Latents (n, C, T, h, w), float32, that follow the captions' ids `texts` (n), from `noise` of the same shape.
+
+    held: the first frames that stay as `noise` has them (image to video: put the picture's latent there).
+    """
     guided = sampling.guidance != 1
     frames, height, width = noise.shape[2:]
     velocity = Velocity(model, special, texts + [[]] * len(texts) * guided, (frames, height, width))
@@ -99,6 +103,7 @@ def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise:
         if guided:
             v_text, v_null = v.chunk(2)
             v = flow.guide(v_null, v_text, sampling.guidance)
+        v[:, :, :held] = 0
         x = x + (following - t) * v
     return x
 

@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from showo2 import compat, flow
+from showo2.generate.decoder import greedy
+from showo2.generate.sampler import Sampling, Velocity, sample
 from showo2.model import Showo2, Showo2Config, checkpoint
 from showo2.model.attention import dense_mask
 from showo2.model.flow_head import rope, rope_frequencies, time_sinusoid
 from showo2.model.model import flow_loss
 from showo2.model.semantic import SemanticLayers, distillation_loss, pool_frames
-from showo2.sequence import IGNORE, Packed, Visuals
+from showo2.sequence import IGNORE, Media, Packed, Text, Visuals
+from showo2.text import SpecialTokens
 
 GOLDEN = Path(os.environ.get("SHOWO2_GOLDEN", Path(__file__).parents[1] / "golden"))
 ACTIVATION, LOSS, GRADIENT, TRAJECTORY = 2e-5, 1e-5, 1e-4, 2e-4
@@ -252,3 +255,99 @@ def test_real_sizes(size: str):
     assert len(shapes) == counts["num_keys"]
     assert shapes == {k: shape for k, (shape, _) in manifest.items()}
     assert sum(p.numel() for p in model.parameters()) == counts["components"]["TOTAL(unique)"]
+
+
+def special_ids(expected: dict) -> SpecialTokens:
+    ids = expected["config"]["special_ids"]
+    return SpecialTokens(ids["bos_id"], ids["eos_id"], ids["boi_id"], ids["eoi_id"], ids["bov_id"], ids["eov_id"],
+                         ids["img_pad_id"], ids["vid_pad_id"], ids["pad_id"])
+
+
+def prompts(g: dict[str, torch.Tensor], count: int) -> list[list[int]]:
+    """The prompts' ids of the first rows: what stands between [BOS] and [BOI] (or [BOV])."""
+    offsets = g["modality_positions"][:count, 0, 0].tolist()
+    return [row[1:offset - 1].tolist() for row, offset in zip(g["text_tokens"], offsets, strict=False)]
+
+
+def as_clips(latents: torch.Tensor) -> torch.Tensor:
+    return latents[:, :, None] if latents.dim() == 4 else latents
+
+
+@pytest.mark.parametrize("name", scenarios("e_*", "f_*"))
+def test_sampling(name: str):
+    expected, g = read(name)
+    model, z = load_model(name).eval(), as_clips(g["z"])
+    # The released sampler runs without guidance at 0, ours at 1.
+    guidance = expected["guidance_scale"] or 1.0
+    sampling = Sampling(expected["num_steps"], guidance)
+    held = 1 if name.startswith("f_") else 0
+    final = sample(model, special_ids(expected), prompts(g, len(z)), z, sampling, held)
+    close(final, g["final"], TRAJECTORY)
+    close(final, g["trajectory"][-1], TRAJECTORY)
+
+
+@pytest.mark.parametrize("name", scenarios("e_*", "f_*"))
+def test_velocity(name: str):
+    expected, g = read(name)
+    model, z = load_model(name).eval(), as_clips(g["z"])
+    texts = prompts(g, len(z))
+    with torch.no_grad():
+        velocity = Velocity(model, special_ids(expected), [*texts, *[[]] * len(texts)], tuple(z.shape[2:]))
+        if "v_raw" in g:
+            raw = velocity(z, g["t"][0])
+            close(raw, g["v_raw"], ACTIVATION)
+            close(flow.guide(*raw.flip(0).unflatten(0, (2, -1)).flip(1), expected["guidance_scale"]),
+                  g["v_cfg"][:len(z)], 10 * ACTIVATION)
+        if "v_at_t05" in g:
+            v_text, v_null = velocity(z, torch.tensor(0.5)).chunk(2)
+            v = flow.guide(v_null, v_text, expected["guidance_scale"])
+            v[:, :, :1] = 0
+            close(v, g["v_at_t05"][:len(z)], 10 * ACTIVATION)
+
+
+@pytest.mark.parametrize("name", scenarios("g_mmu_generate_*"))
+@pytest.mark.parametrize("mask", ["train", "official"])
+def test_answers(name: str, mask: str):
+    expected, g = read(name)
+    model, special = load_model(name).eval(), special_ids(expected)
+    before, after = g["text_tokens_a"][0].tolist(), g["text_tokens_b"][0].tolist()
+    document = [Text([*before, after[0]]), Media(g["image_latents"][0][:, None]), Text(after[1:])]
+    wanted = g[f"tokens_{mask}"].tolist()
+    answer = greedy(model, special, [document], len(wanted), released_spans=mask == "official")[0]
+    assert answer == until_stop(wanted, special)
+
+
+@pytest.mark.parametrize("name", scenarios("g_mm_and_lm_generate_*"))
+@pytest.mark.parametrize("key, t", [("t1_train", 1.0), ("t0_official", 0.0), ("lm", None)])
+def test_mixed_modal_text(name: str, key: str, t: float | None):
+    expected, g = read(name)
+    model, special = load_model(name).eval(), special_ids(expected)
+    ids, latents = g["input_ids"].tolist(), g["image_latents"][0][:, None]
+    offset, size = g["modality_positions"][0, 0].tolist()
+    document = [Text(ids[:6])] if t is None else [
+        Text(ids[:offset]), Media(latents, t, latents), Text(ids[offset + size:])]
+    wanted = g[key].tolist()
+    assert greedy(model, special, [document], len(wanted))[0] == until_stop(wanted, special)
+
+
+def until_stop(ids: list[int], special: SpecialTokens) -> list[int]:
+    stops = [i for i, token in enumerate(ids) if token in (special.eos, special.boi)]
+    return ids[:stops[0]] if stops else ids
+
+
+@pytest.mark.parametrize("name", scenarios("d_mixed_modal_*"))
+def test_drawing_after_a_clean_history(name: str):
+    """The conditioned row has its history clean; the null row's pictures all stood at one place, the last one won."""
+    expected, g = read(name)
+    model = load_model(name).eval()
+    per_row = g["modality_positions"].shape[1]
+    t = g["t"].clone().unflatten(0, (-1, per_row))
+    t[:, :-1] = 1
+    null = torch.zeros_like(g["modality_positions"])
+    null[:1], null[1:, -1] = g["modality_positions"][:1], g["modality_positions"][1:, -1]
+    packed = pack_golden({**g, "t": t.flatten(), "modality_positions": null})
+    with torch.no_grad():
+        v = run(model, packed)["v_pred"]
+    v = flow.guide(v[-1], v[per_row - 1], expected["guidance_scale"])
+    close(v, g["v"][per_row - 1], 10 * ACTIVATION)
+    assert not g["v"][:per_row - 1].any()
