@@ -77,7 +77,8 @@ _JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 
 
 def _jpeg(data: bytes) -> Probe:
-    size, components, orientation, position = None, 0, 1, 2
+    size, components, position = None, 0, 2
+    orientation: int | None = 1
     while True:
         while data[position] == 0xFF and data[position + 1] == 0xFF:
             position += 1  # fill bytes
@@ -104,7 +105,7 @@ def _jpeg(data: bytes) -> Probe:
     # In scan data 0xff is always followed by 0 or a restart marker: an end marker behind its start is real.
     if data.rfind(b"\xff\xd9") <= position:
         raise ProbeError("truncated", f"no end-of-image marker in {len(data)} bytes")
-    return Probe("jpeg", *size, _JPEG_MODES[components], False, orientation)
+    return Probe("jpeg", *size, _JPEG_MODES[components], False, orientation or 1)
 
 
 _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
@@ -119,7 +120,8 @@ def _png(data: bytes) -> Probe:
     mode = _PNG_MODES[colour]
     if colour == 0 and depth in (1, 16):
         mode = "1" if depth == 1 else "I;16"
-    animated, orientation, position = False, 1, 8
+    animated, position = False, 8
+    orientation: int | None = 1
     while data[position + 4 : position + 8] != b"IDAT":
         (length,) = struct.unpack_from(">I", data, position)
         kind = data[position + 4 : position + 8]
@@ -138,7 +140,8 @@ def _png(data: bytes) -> Probe:
 def _webp(data: bytes) -> Probe:
     (riff,) = struct.unpack_from("<I", data, 4)
     kind = data[12:16]
-    animated, orientation = False, 1
+    animated = False
+    orientation: int | None = 1
     if kind == b"VP8X":
         flags = data[20]
         width = 1 + int.from_bytes(data[24:27], "little")
@@ -216,7 +219,7 @@ def _by_pillow(data: bytes) -> Probe:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS_BY_PILLOW) as image:
                 animated = getattr(image, "n_frames", 1) > 1
-                return Probe(image.format.lower(), *image.size, image.mode, animated)
+                return Probe(str(image.format).lower(), *image.size, image.mode, animated)
     except Image.UnidentifiedImageError as error:
         raise ProbeError("not_an_image", f"starts with {data[:12]!r}") from error
     except Image.DecompressionBombError as error:

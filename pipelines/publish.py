@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import fsspec
 import xxhash
@@ -138,7 +138,7 @@ def _publish_remote(fs: fsspec.AbstractFileSystem, path: str, data: Content) -> 
         fs.pipe_file(path, data)
         return
     with tempfile.NamedTemporaryFile(suffix=TEMPORARY) as file:
-        data(file)
+        data(cast(BinaryIO, file))
         file.flush()
         fs.put_file(file.name, path)
 
@@ -201,19 +201,34 @@ def read_json(root: str, relpath: str) -> Any:
     return json.loads(read_bytes(root, relpath))
 
 
-def records(root: str, family: str) -> dict[str, Record]:
-    """All unit records of a family, by unit id, in order of id; empty if there are none."""
+def records(root: str, family: str, only: Iterable[str] | None = None) -> dict[str, Record]:
+    """Unit records of a family by unit id, in order of id; `only` those of the given ids, if they exist."""
     fs, base = filesystem(root)
     folder = f"{base}/units/{family}"
-    try:
-        fs.invalidate_cache(folder)
-        names = sorted(name for name in fs.ls(folder, detail=False) if name.endswith(".json"))
-    except FileNotFoundError:
-        return {}
+    if only is None:
+        names = _listed(fs, folder)
+    else:
+        names = [f"{folder}/{unit_id}.json" for unit_id in sorted(set(only))]
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        values = list(pool.map(fs.cat_file, names))
+        values = list(pool.map(lambda name: _content(fs, name), names))
     ids = [os.path.basename(name).removesuffix(".json") for name in names]
-    return {unit_id: json.loads(value) for unit_id, value in zip(ids, values, strict=True)}
+    pairs = zip(ids, values, strict=True)
+    return {unit_id: json.loads(value) for unit_id, value in pairs if value is not None}
+
+
+def _listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    fs.invalidate_cache(folder)
+    try:
+        return sorted(name for name in fs.ls(folder, detail=False) if name.endswith(".json"))
+    except FileNotFoundError:
+        return []
+
+
+def _content(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        return None
 
 
 def _whole(fs: fsspec.AbstractFileSystem, base: str, record: Record) -> bool:
@@ -227,10 +242,15 @@ def _whole(fs: fsspec.AbstractFileSystem, base: str, record: Record) -> bool:
     return True
 
 
-def done(root: str, family: str, wanted: str | None = None) -> dict[str, Record]:
-    """Records by unit id whose files are present and, if `wanted` is given, whose "fingerprint" equals it."""
+def done(
+    root: str, family: str, wanted: str | None = None, only: Iterable[str] | None = None
+) -> dict[str, Record]:
+    """Records by unit id whose files are present and, if `wanted` is given, whose "fingerprint" equals it.
+
+    `only`: look at these unit ids and no others.
+    """
     fs, base = filesystem(root)
-    found = records(root, family)
+    found = records(root, family, only)
     found = {key: r for key, r in found.items() if wanted is None or r.get("fingerprint") == wanted}
     with ThreadPoolExecutor(IO_THREADS) as pool:
         whole = list(pool.map(lambda record: _whole(fs, base, record), found.values()))
@@ -270,14 +290,19 @@ def collect_leftovers(root: str) -> list[str]:
     return sorted(leftovers)
 
 
-def compile_manifest(root: str, families: Iterable[str]) -> dict[str, Any]:
+def compile_manifest(
+    root: str, families: Iterable[str], units: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Write `root/manifest.json` from the unit records of the given families; those without any are left out.
+
+    `units`: only the records of these unit ids; those of sources that are no longer used stay out.
 
     Nothing in it depends on time, order or retries; its "hash" identifies the content of the dataset.
     """
+    units = None if units is None else list(units)
     sections = {}
     for family in sorted(families):
-        found = done(root, family)
+        found = done(root, family, only=units)
         if found:
             files = sorted((f for r in found.values() for f in r.get("files", [])), key=lambda f: f["path"])
             prints = sorted({r.get("fingerprint", "") for r in found.values()})

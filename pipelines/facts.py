@@ -1,0 +1,231 @@
+"""The facts of a unit: one row a sample of its tar, with what the headers say and, where it is unusable, why.
+
+Nothing is left out: a sample that cannot be used has an `error`, and a damage of the tar that no sample
+accounts for has a row of its own. Pictures stay where they are; a row holds their byte range in the tar.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
+from pipelines.publish import Unit
+from pipelines.tar import Damage, Member, Refused, TarReader, split_key
+
+VERSION = 1  # goes up when the same tar gives other facts
+
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),  # 32 hex digits, from source and key
+        ("source", pa.string()),
+        ("unit", pa.string()),
+        ("row", pa.int32()),  # place in the unit
+        ("key", pa.string()),
+        ("tar", pa.string()),
+        ("offset", pa.int64()),  # of the picture's bytes in the tar
+        ("size", pa.int64()),  # of the picture, bytes
+        ("kind", pa.string()),  # pair | conversation | damage
+        ("text", pa.string()),
+        ("conversations", pa.string()),  # JSON: [{"from", "value"}, ...]
+        ("format", pa.string()),
+        ("width", pa.int32()),  # as stored; `orientation` may turn the picture
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("animated", pa.bool_()),
+        ("orientation", pa.int8()),
+        ("hash", pa.string()),  # xxh3_128 of the picture's bytes
+        (
+            "same",
+            pa.string(),
+        ),  # rows with equal `same` are duplicates: `hash`, with a conversation its text too
+        ("error", pa.string()),  # class of failure, or null
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of the probe. `max_pixels`: width x height; the rest in bytes of one member."""
+
+    max_pixels: int = 100_000_000
+    max_picture_bytes: int = 256 << 20
+    max_text_bytes: int = 1 << 20
+
+
+def uid_of(source: str, key: str) -> str:
+    """128-bit hex name of a row."""
+    return hashlib.blake2b(f"{source}\0{key}".encode(), digest_size=16).hexdigest()
+
+
+@dataclass
+class _Sample:
+    """What the members of one key said so far."""
+
+    key: str
+    members: set[str] = field(default_factory=set)
+    pictures: int = 0
+    values: dict[str, Any] = field(default_factory=dict)
+    caption: str | None = None
+    json_caption: str | None = None
+    errors: dict[str, str] = field(default_factory=dict)  # class -> detail, the first one of each class
+
+
+# Where a sample has several errors, the first of these is its class.
+_PRECEDENCE = ("tar_cut", "unsafe_name", "duplicate_member", "several_pictures", "missing_image")
+
+
+def read_facts(file: BinaryIO, unit: Unit, limits: Limits) -> pa.Table:
+    """Probe one tar in a single forward read: rows of `SCHEMA` in order of first appearance.
+
+    Members of a key need not lie side by side. Raises only what reading `file` raises.
+    """
+    samples: dict[str, _Sample] = {}
+    damages = []
+    for item in TarReader(file, limits.max_picture_bytes):
+        if isinstance(item, Damage):
+            if not _belongs_to_sample(item, samples):
+                damages.append(item)
+            continue
+        key, extension = split_key(item.name)
+        if not key.rpartition("/")[2] or not extension:
+            continue  # hidden files such as ._x and .DS_Store, and names without a dot, belong to no sample
+        sample = samples.setdefault(key, _Sample(key))
+        if isinstance(item, Refused):
+            sample.errors.setdefault("unsafe_name", f"{item.name}: {item.reason}")
+        else:
+            _take(sample, item, extension, limits)
+    rows = [_row(sample) for sample in samples.values()] + [_damage_row(damage, unit) for damage in damages]
+    common = {"source": unit.source, "unit": unit.id, "tar": unit.path}
+    for number, row in enumerate(rows):
+        row |= common | {"row": number, "uid": uid_of(unit.source, row["key"])}
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _belongs_to_sample(damage: Damage, samples: dict[str, _Sample]) -> bool:
+    """A cut costs the sample that it goes through: that row accounts for it."""
+    key, extension = split_key(damage.name)
+    if not key or not extension or damage.kind not in ("cut", "no_end"):
+        return False
+    if damage.kind == "no_end":
+        sample = samples.get(key)
+        if sample is None or (sample.pictures and _has_text(sample)):
+            return False
+    sample = samples.setdefault(key, _Sample(key))
+    sample.errors["tar_cut"] = damage.describe()
+    return True
+
+
+def _has_text(sample: _Sample) -> bool:
+    return bool(sample.caption or sample.json_caption or "conversations" in sample.values)
+
+
+def _take(sample: _Sample, member: Member, extension: str, limits: Limits) -> None:
+    """Add what one member says to its sample."""
+    if extension in sample.members:
+        sample.errors.setdefault("duplicate_member", member.name)
+        return
+    sample.members.add(extension)
+    if extension in EXTENSIONS:
+        _take_picture(sample, member, limits)
+    elif extension in ("txt", "json"):
+        if member.size > limits.max_text_bytes or member.data is None:
+            sample.errors.setdefault("text_too_large", f"{member.name}: {member.size} bytes")
+        elif extension == "txt":
+            _take_text(sample, member.data)
+        else:
+            _take_json(sample, member.data)
+
+
+def _take_picture(sample: _Sample, member: Member, limits: Limits) -> None:
+    sample.pictures += 1
+    if sample.pictures > 1:
+        sample.errors.setdefault("several_pictures", member.name)
+        return
+    values = sample.values
+    values |= {"offset": member.offset, "size": member.size}
+    if member.data is None:
+        sample.errors["file_too_large"] = f"{member.size} bytes"
+        return
+    values["hash"] = xxhash.xxh3_128_hexdigest(member.data)
+    try:
+        found: Probe = probe(member.data, limits.max_pixels)
+    except ProbeError as error:
+        sample.errors.setdefault(error.error, error.detail)
+        return
+    values |= vars(found)
+
+
+def _take_text(sample: _Sample, data: bytes) -> None:
+    try:
+        sample.caption = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        sample.errors["caption_encoding"] = f"not UTF-8 at byte {error.start}: {data[error.start :][:8]!r}"
+
+
+def _take_json(sample: _Sample, data: bytes) -> None:
+    try:
+        value = json.loads(data)
+        data.decode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates are no text
+    except (ValueError, RecursionError) as error:
+        # Only an error if the caption should have come from here: `_row` decides.
+        sample.errors["bad_json"] = f"{type(error).__name__}: {error}"[:200]
+        return
+    if not isinstance(value, dict):
+        return
+    if isinstance(value.get("caption"), str):
+        sample.json_caption = value["caption"].strip()
+    if "conversations" in value:
+        turns = value["conversations"]
+        if not _is_conversation(turns):
+            sample.errors["bad_conversation"] = (
+                "not a list of {from: human | gpt, value: text} with an answer"
+            )
+            return
+        plain = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
+        sample.values["conversations"] = json.dumps(plain, ensure_ascii=False)
+
+
+def _is_conversation(turns: Any) -> bool:
+    return (
+        isinstance(turns, list)
+        and all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns)
+        and all(t.get("from") in ("system", "human", "gpt") for t in turns)
+        and any(t["from"] == "gpt" and t["value"].strip() for t in turns)
+    )
+
+
+def _row(sample: _Sample) -> dict[str, Any]:
+    row = dict(sample.values)
+    conversation = "conversations" in row
+    if not sample.pictures:
+        sample.errors.setdefault("missing_image", f"members: {', '.join(sorted(sample.members)) or 'none'}")
+    if sample.caption is not None or conversation:
+        sample.errors.pop("bad_json", None)
+    row["key"] = sample.key
+    row["kind"] = "conversation" if conversation else "pair"
+    row["text"] = sample.caption or sample.json_caption or None
+    if "hash" in row:
+        text = row["conversations"].encode() if conversation else b""
+        row["same"] = xxhash.xxh3_128_hexdigest(row["hash"].encode() + text) if conversation else row["hash"]
+    if sample.errors:
+        first = next((error for error in _PRECEDENCE if error in sample.errors), min(sample.errors))
+        row |= {"error": first, "detail": sample.errors[first]}
+    return row
+
+
+def _damage_row(damage: Damage, unit: Unit) -> dict[str, Any]:
+    key = f"{unit.path}@{damage.start}"
+    kind = damage.kind if damage.kind == "not_a_tar" else f"tar_{damage.kind}"
+    return {"key": key, "kind": "damage", "error": kind, "detail": damage.describe()}
+
+
+def write_parquet(file: BinaryIO, table: pa.Table) -> None:
+    """Equal tables give equal bytes."""
+    pq.write_table(table, file, compression="zstd", use_dictionary=True)

@@ -1,0 +1,105 @@
+"""The ledger: every row of every source ends in exactly one of kept, dropped, failed, duplicate."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.facts import uid_of
+from pipelines.rules import Rules, reasons
+
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("source", pa.string()),
+        ("unit", pa.string()),
+        ("row", pa.int32()),
+        ("key", pa.string()),
+        ("tar", pa.string()),
+        ("outcome", pa.string()),  # kept | dropped | failed | duplicate
+        ("reason", pa.string()),  # of dropped: the rule; of failed: the class of error
+        ("duplicate_of", pa.string()),  # uid of the row that is kept instead
+        ("detail", pa.string()),
+    ]
+)
+OUTCOMES = ("kept", "dropped", "failed", "duplicate")
+
+
+class LedgerError(RuntimeError):
+    """The sums do not close: rows were lost or counted twice. Nothing that depends on them is published."""
+
+
+def settle(facts: pa.Table, rules: Rules, losers: dict[int, str | None]) -> pa.Table:
+    """The ledger of one unit, row by row as in `facts`.
+
+    `losers`: row -> uid of the kept duplicate, or None where the row's key stands in an earlier tar already. Such a
+    row cannot have its key's uid, so it is accounted under one of its own.
+    """
+    dropped = reasons(facts, rules).to_pylist()
+    errors, details = facts["error"].to_pylist(), facts["detail"].to_pylist()
+    uids = facts["uid"].to_pylist()
+    columns: dict[str, list[Any]] = {name: [] for name in ("outcome", "reason", "duplicate_of", "detail")}
+    for row, (error, reason, detail) in enumerate(zip(errors, dropped, details, strict=True)):
+        values: tuple[str, str | None, str | None, str | None]
+        if row in losers and losers[row] is None:
+            source, key = facts["source"][row].as_py(), facts["key"][row].as_py()
+            uids[row] = uid_of(source, f"{key}\0{facts['unit'][row].as_py()}")
+            values = ("failed", "repeated_key", None, f"{key} stands in an earlier tar of source {source}")
+        elif error is not None:
+            values = ("failed", error, None, detail)
+        elif reason is not None:
+            values = ("dropped", reason, None, None)
+        elif row in losers:
+            values = ("duplicate", None, losers[row], None)
+        else:
+            values = ("kept", None, None, None)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+    given = {name: facts[name] for name in ("source", "unit", "row", "key", "tar")}
+    return pa.table({"uid": uids, **given, **columns}, SCHEMA)
+
+
+def count(ledger: pa.Table) -> dict[str, int]:
+    """Rows by account: kept, duplicate, dropped:REASON, failed:CLASS."""
+    pairs = zip(ledger["outcome"].to_pylist(), ledger["reason"].to_pylist(), strict=True)
+    return dict(sorted(Counter(f"{o}:{r}" if r else o for o, r in pairs).items()))
+
+
+def check_unit(facts: pa.Table, ledger: pa.Table) -> None:
+    """Raise LedgerError unless each row of `facts` has exactly one account."""
+    name = facts["tar"][0].as_py() if len(facts) else "an empty unit"
+    if len(facts) != len(ledger) or sum(count(ledger).values()) != len(facts):
+        raise LedgerError(f"{name}: {len(facts)} rows, {len(ledger)} accounts")
+    if pc.count_distinct(ledger["uid"]).as_py() != len(ledger):
+        raise LedgerError(f"{name}: a uid has two accounts")
+    strange = set(pc.unique(ledger["outcome"]).to_pylist()) - set(OUTCOMES)
+    if strange:
+        raise LedgerError(f"{name}: unknown outcome {sorted(strange, key=str)}")
+
+
+def check_run(rows_by_unit: dict[str, int], counts_by_unit: dict[str, dict[str, int]]) -> None:
+    """Raise LedgerError unless every unit's accounts add up to its rows."""
+    if rows_by_unit.keys() != counts_by_unit.keys():
+        missing = sorted(rows_by_unit.keys() ^ counts_by_unit.keys())
+        raise LedgerError(f"units without account or without rows: {missing[:5]}")
+    for unit, rows in rows_by_unit.items():
+        if sum(counts_by_unit[unit].values()) != rows:
+            raise LedgerError(f"unit {unit}: {rows} rows, accounts {counts_by_unit[unit]}")
+
+
+def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The sum of several accounts."""
+    result: Counter[str] = Counter()
+    for part in counts:
+        result.update(part)
+    return dict(sorted(result.items()))
+
+
+def merge(file: BinaryIO, parts: Iterable[pa.Table]) -> None:
+    """Write the units' ledgers as one file, a row group each, in the given order; one part in memory at a time."""
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part)

@@ -1,0 +1,145 @@
+"""What curation hands to later stages: the units of a selection, their rows, and the pictures' bytes."""
+
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from pipelines.facts import Limits
+from pipelines.probe import FORMATS_BY_PILLOW, ProbeError
+from pipelines.publish import Unit, compile_manifest, done, filesystem, is_local, read_bytes, read_json
+from pipelines.sources import InputError
+
+FAMILIES = ("facts", "selections/base", "captions", "latents")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", *FORMATS_BY_PILLOW)
+
+
+@dataclass(frozen=True)
+class SelectedUnit:
+    """The kept rows of one unit: `facts` and `selection` are files under the dataset's folder."""
+
+    unit: Unit
+    facts: str
+    selection: str
+    rows: int
+    hash: str  # of the selection file: changes with what is kept
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A named list of rows: data, not a copy of bytes. `units` stand in order of source and path."""
+
+    name: str
+    hash: str
+    units: tuple[SelectedUnit, ...]
+
+
+def load_selection(root: str, name: str = "base") -> Selection:
+    """The selection `name` of the dataset at `root`. InputError if it was not made yet."""
+    try:
+        manifest = read_json(root, f"selections/{name}/manifest.json")
+    except FileNotFoundError as error:
+        cure = f"run jobs.curate --source NAME=PATH --out {root} first"
+        raise InputError(f"no selection {name!r} in {root}: {cure}") from error
+    units = tuple(SelectedUnit(**{**entry, "unit": Unit(**entry["unit"])}) for entry in manifest["units"])
+    return Selection(name, manifest["hash"], units)
+
+
+def read_table(root: str, relpath: str, columns: list[str] | None = None) -> pa.Table:
+    """A published Parquet file."""
+    return pq.read_table(pa.BufferReader(read_bytes(root, relpath)), columns=columns)
+
+
+def read_rows(root: str, selected: SelectedUnit) -> pa.Table:
+    """The facts (facts.SCHEMA) of a unit's kept rows, in the order of the selection."""
+    facts = read_table(root, selected.facts)
+    return facts.take(read_table(root, selected.selection, ["row"])["row"])
+
+
+def read_captions(root: str, selected: SelectedUnit) -> pa.Table | None:
+    """(uid, text, captioner, prompt_id, finish_reason) in the order of `read_rows`; None before jobs.recaption.
+
+    Captions of another selection of this unit are none.
+    """
+    record = done(root, "captions", only=[selected.unit.id]).get(selected.unit.id)
+    if record is None or record["selection"] != selected.hash:
+        return None
+    return read_table(root, record["files"][0]["path"])
+
+
+def dataset_manifest(root: str) -> dict[str, Any]:
+    """Write `root/manifest.json` over all families, of the units that the base selection names."""
+    units = [selected.unit.id for selected in load_selection(root).units]
+    return compile_manifest(root, FAMILIES, units)
+
+
+class MediaReader:
+    """Byte ranges of one tar, local or remote, without a copy of the rest. Use with contextlib.closing."""
+
+    def __init__(self, path: str) -> None:
+        fs, inner = filesystem(path)
+        self._path = path
+        # Rows are read front to back, so on a remote file the bytes of the next ones come along.
+        self._file: BinaryIO = fs.open(inner, "rb", block_size=8 << 20)
+        self._descriptor = self._file.fileno() if is_local(fs) else None
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size). Raises EOFError if the file is shorter: it has changed since."""
+        if self._descriptor is not None:
+            data = os.pread(self._descriptor, size, offset)
+        else:
+            self._file.seek(offset)
+            data = self._file.read(size)
+        if len(data) != size:
+            raise EOFError(f"{self._path} ends before byte {offset + size}: it changed after curation")
+        return data
+
+    def close(self) -> None:
+        """Give the file handle back."""
+        self._file.close()
+
+
+def open_picture(data: bytes, side: int | None = None, max_pixels: int = Limits.max_pixels) -> Image.Image:
+    """Decode to RGB, upright, on white where it is transparent.
+
+    `side`: the shorter side that is needed, in pixels; JPEGs are then decoded at the nearest larger eighth, which
+    is several times faster. Raises ProbeError("undecodable") or ProbeError("too_many_pixels").
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.width * image.height > max_pixels:
+                raise ProbeError("too_many_pixels", f"{image.width}x{image.height}")
+            if side is not None:
+                scale = min(image.size) / side
+                image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+            image.load()
+            return _rgb(_upright(image))
+    except ProbeError:
+        raise
+    # Pillow's decoders answer a broken file with nearly any exception.
+    except Exception as error:
+        raise ProbeError("undecodable", f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - broken EXIF fails in many ways, and is no reason to lose a picture
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits: convert("L") alone would clip.
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

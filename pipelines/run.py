@@ -1,0 +1,111 @@
+"""Running units on Ray Data: each is one task, and the first trouble of one harms no other."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+from pipelines.progress import StageProgress
+
+Task = dict[str, Any]
+
+
+class RunFailed(RuntimeError):
+    """Some units could not be done; all others are published, and a further run tries only these."""
+
+
+class _PerUnit:
+    """Turns the rows of Ray Data into calls of a unit's function, and its I/O errors into results."""
+
+    def __init__(
+        self, make: Callable[..., Callable[[Task], dict[str, Any]]], arguments: dict[str, Any]
+    ) -> None:
+        self.function = make(**arguments)
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        task = json.loads(row["task"])
+        try:
+            result = self.function(task)
+        except (OSError, EOFError) as error:
+            result = {"failed": f"{task.get('path', '')}: {type(error).__name__}: {error}"}
+        return {"result": json.dumps(result)}
+
+
+class _Function:
+    """`_PerUnit` around a plain function, for tasks that need no set-up."""
+
+    def __init__(self, function: Callable[[Task], dict[str, Any]]) -> None:
+        self.call = _PerUnit(lambda: function, {})
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return self.call(row)
+
+
+def run_tasks(
+    function: Callable[[Task], dict[str, Any]],
+    tasks: list[Task],
+    workers: int | None,
+    progress: StageProgress,
+) -> list[dict[str, Any]]:
+    """Call `function(task)` for each task, each in a Ray task, and return the results in order of completion.
+
+    Tasks and results are plain JSON data. A task's I/O error is collected, and raised as RunFailed when all others
+    are done. `workers`: at most so many at a time (None: as many as the cluster has CPUs).
+    """
+    if not tasks:
+        return []
+    # Plain functions cross to the workers by name, so only importable ones will do.
+    call = _Function(function).__call__
+    dataset = _dataset(tasks).map(call, compute=TaskPoolStrategy(size=workers))
+    return _collect(dataset, progress)
+
+
+def run_actors(
+    make: Callable[..., Callable[[Task], dict[str, Any]]],
+    arguments: dict[str, Any],
+    tasks: list[Task],
+    workers: int,
+    progress: StageProgress,
+    num_gpus: float = 0,
+) -> list[dict[str, Any]]:
+    """As `run_tasks`, with `workers` actors of which each calls `make(**arguments)` once for its function."""
+    if not tasks:
+        return []
+    dataset = _dataset(tasks).map(
+        _PerUnit,  # type: ignore[arg-type]  # Ray's signature knows no classes with a constructor
+        fn_constructor_args=(make, arguments),
+        compute=ActorPoolStrategy(size=min(workers, len(tasks))),
+        num_cpus=1,
+        num_gpus=num_gpus,
+    )
+    return _collect(dataset, progress)
+
+
+def _dataset(tasks: list[Task]) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = [{"task": json.dumps(task)} for task in tasks]
+    # One block a unit, so that a unit is what a worker takes, loses and is given again.
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _collect(dataset: ray.data.Dataset, progress: StageProgress) -> list[dict[str, Any]]:
+    results = []
+    failures = []
+    for row in _rows(dataset):
+        if "failed" in row:
+            failures.append(row["failed"])
+        else:
+            results.append(row)
+        progress.advance(units=1, rows=row.get("rows", 0))
+    if failures:
+        listed = "; ".join(sorted(failures)[:5])
+        raise RunFailed(f"{len(failures)} of {len(failures) + len(results)} units failed: {listed}")
+    return results
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    for row in dataset.iter_rows():
+        yield json.loads(row["result"])

@@ -1,0 +1,104 @@
+"""From `NAME=PATH` on a command line to the units of work: one input tar each."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.publish import Unit, filesystem, is_local
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+class InputError(ValueError):
+    """A user's mistake: the message names the thing and the cure."""
+
+
+@dataclass(frozen=True)
+class InputShard:
+    """A unit and the state of its tar: `version` changes whenever the file does (mtime or ETag)."""
+
+    unit: Unit
+    bytes: int
+    version: str
+
+
+def parse_sources(specs: Iterable[str]) -> dict[str, list[str]]:
+    """{name: [path, ...]} of `NAME=PATH` arguments; the same name may come several times.
+
+    Raises InputError for an argument of another form.
+    """
+    sources: dict[str, list[str]] = {}
+    for spec in specs:
+        name, equals, path = spec.partition("=")
+        if not equals or not path or not _NAME.fullmatch(name):
+            raise InputError(f"source {spec!r} is not of the form NAME=PATH, for example web=DIR/web/*.tar")
+        sources.setdefault(name, []).append(path)
+    if not sources:
+        raise InputError("no source given: add --source NAME=PATH, for example --source web=DIR/web/*.tar")
+    return sources
+
+
+def plan(specs: Sequence[str]) -> list[InputShard]:
+    """The shards of all sources, by name of the source and path, without reading any.
+
+    A path is a tar, a folder of tars or a pattern, local or any fsspec URL. Raises InputError where nothing
+    matches, a file is no tar by its name or cannot be read.
+    """
+    shards = []
+    for source, paths in sorted(parse_sources(specs).items()):
+        found = {shard[0]: shard for path in paths for shard in _find(source, path)}
+        for index, (path, size, version) in enumerate(sorted(found.values())):
+            shards.append(InputShard(Unit(source, path, index), size, version))
+    return shards
+
+
+def _find(source: str, path: str) -> list[tuple[str, int, str]]:
+    """(path, bytes, version) of the tars that one argument names."""
+    try:
+        fs, inner = filesystem(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"source {source}: {path} cannot be opened: {error}") from error
+    local = is_local(fs)
+    try:
+        if _WILDCARD.search(inner):
+            infos = list(fs.glob(inner, detail=True).values())
+        elif fs.isdir(inner):
+            infos = list(fs.glob(f"{inner}/*.tar", detail=True).values())
+        else:
+            infos = [fs.info(inner)]
+    except FileNotFoundError as error:
+        raise InputError(f"source {source}: {path} does not exist") from error
+    except PermissionError as error:
+        raise InputError(f"source {source}: no permission to read {path}") from error
+    infos = [info for info in infos if info["type"] == "file"]
+    if not infos:
+        raise InputError(f"source {source}: no tar matches {path}; check the path, and quote patterns")
+    return [_shard(source, fs.unstrip_protocol(info["name"]), info, local) for info in infos]
+
+
+def _shard(source: str, path: str, info: dict[str, Any], local: bool) -> tuple[str, int, str]:
+    if not info["name"].endswith(".tar"):
+        cure = " (decompress it first)" if info["name"].endswith((".gz", ".zst", ".bz2", ".xz")) else ""
+        raise InputError(f"source {source}: {info['name']} is not named .tar{cure}")
+    if local:
+        path = os.path.abspath(info["name"])
+        if not os.access(path, os.R_OK):
+            raise InputError(f"source {source}: no permission to read {path}")
+        return path, info["size"], str(os.stat(path).st_mtime_ns)
+    return path, info["size"], str(info.get("ETag") or info.get("mtime") or info.get("LastModified"))
+
+
+def check_output(root: str) -> None:
+    """Make the folder `root`; InputError where that cannot be or it cannot be written to."""
+    fs, path = filesystem(root)
+    if not is_local(fs):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from error
+    if not os.access(path, os.W_OK):
+        raise InputError(f"no permission to write to {path}; choose another --out")
