@@ -1,45 +1,66 @@
 """The world of shapes: scenes of one to four objects, captions of them, questions about them.
 
-Lengths are fractions of the picture's side; x grows to the right and y downward. Everything is a pure function of its
-arguments. A quarter of the prompts of every category is held out: `draw_scene` never draws a scene that a held-out
-prompt describes, so scores on those prompts measure new combinations and not memory.
+Lengths are fractions of the picture's side; x grows to the right and y downward. Everything is a pure function of
+its arguments. A quarter of the prompts of every category is held out: `draw_scene` never draws a scene that a
+held-out prompt describes, so scores on those prompts measure new combinations and not memory.
 """
 
 import hashlib
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (50, 80, 220),
-    "yellow": (230, 210, 50),
-    "purple": (150, 60, 180),
-    "orange": (240, 140, 40),
-    "cyan": (60, 190, 200),
-    "pink": (240, 130, 180),
-}
-BACKGROUND = (235, 235, 235)
-SHAPES = ("circle", "square", "triangle")
-PLACES = ("left", "right", "top", "bottom", "centre")
-RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-COUNTS = ("one", "two", "three", "four")
-CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
-STYLES = ("full", "colours", "shapes")
-# What a captioner is asked for each style.
-CAPTION_PROMPTS = {
-    "full": "Describe the picture in full.",
-    "colours": "Name the objects and their colours.",
-    "shapes": "Name the shapes.",
-}
+from showo2.tiny.words import (
+    BACKGROUND,
+    CAPTION_PROMPTS,
+    COLOURS,
+    COUNTS,
+    OPPOSITE,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+    Description,
+    Group,
+    merge,
+    parse,
+    phrase,
+)
 
+__all__ = [
+    "BACKGROUND",
+    "CAPTION_PROMPTS",
+    "CATEGORIES",
+    "COLOURS",
+    "COUNTS",
+    "OPPOSITE",
+    "PLACES",
+    "RELATIONS",
+    "SHAPES",
+    "STYLES",
+    "Description",
+    "Group",
+    "Object",
+    "Scene",
+    "describe",
+    "draw_scene",
+    "is_held_out",
+    "parse",
+    "phrase",
+    "place_of",
+    "prompts",
+    "questions",
+    "relation",
+    "satisfies",
+    "separate",
+    "summarise",
+]
+
+CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 _MARGIN = 0.03  # between an object and the border
 _GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so that a judge can part them
 _CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
@@ -64,56 +85,6 @@ class Scene:
     """One to four objects that do not touch."""
 
     objects: tuple[Object, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """`count` objects of one shape and, where it is told, one colour."""
-
-    count: int
-    shape: str
-    colour: str | None = None
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a caption says: groups in their order, a place (one object) or a relation (of two objects, first to second)."""
-
-    groups: tuple[Group, ...]
-    place: str | None = None
-    relation: str | None = None
-
-    def canonical(self) -> "Description":
-        """The same statement in one fixed wording: groups sorted, `right of` and `below` turned around."""
-        groups, relation = self.groups, self.relation
-        if relation is None:
-            groups = tuple(sorted(groups, key=_group_key))
-        elif relation in ("right of", "below"):
-            groups, relation = groups[::-1], OPPOSITE[relation]
-        return Description(groups, self.place, relation)
-
-    def implied(self) -> Iterator["Description"]:
-        """Itself and every weaker caption of the same picture: without relation, without place, without colours."""
-        yield self
-        if self.relation or self.place:
-            yield Description(self.groups)
-        if any(group.colour for group in self.groups):
-            yield Description(_merge(replace(group, colour=None) for group in self.groups), self.place)
-
-
-def _group_key(group: Group) -> tuple[str, str, int]:
-    return group.colour or "", group.shape, group.count
-
-
-def _merge(groups: "Iterator[Group]") -> tuple[Group, ...]:
-    """Add up groups of the same colour and shape, in order of first appearance."""
-    counts: Counter[tuple[str | None, str]] = Counter()
-    for group in groups:
-        counts[group.colour, group.shape] += group.count
-    return tuple(Group(count, shape, colour) for (colour, shape), count in counts.items())
-
-
-# ---------------------------------------------------------------------------------------------------------------- space
 
 
 def place_of(thing: Object) -> str:
@@ -146,15 +117,12 @@ def separate(a: Object, b: Object, gap: float = _GAP) -> bool:
     return max(abs(a.x - b.x), abs(a.y - b.y)) >= a.r + b.r + gap
 
 
-# ------------------------------------------------------------------------------------------------------------- captions
-
-
 def summarise(scene: Scene, style: str = "full") -> Description:
     """What `describe` says about a scene, as data."""
     if style not in STYLES:
         raise ValueError(f"unknown caption style {style!r}; known: {', '.join(STYLES)}")
     things = scene.objects
-    groups = _merge(Group(1, o.shape, None if style == "shapes" else o.colour) for o in things)
+    groups = merge(Group(1, o.shape, None if style == "shapes" else o.colour) for o in things)
     if len(things) == 1:
         return Description(groups, place=None if style == "colours" else place_of(things[0]))
     if style == "full" and len(things) == 2 and len(groups) == 2:
@@ -165,49 +133,6 @@ def summarise(scene: Scene, style: str = "full") -> Description:
 def describe(scene: Scene, style: str = "full") -> str:
     """A caption of a scene, lower case: `full` (relation or place), `colours` (neither) or `shapes` (no colours)."""
     return phrase(summarise(scene, style))
-
-
-def phrase(description: Description) -> str:
-    """The words of a description; the inverse of `parse`."""
-    parts = [_phrase_group(group) for group in description.groups]
-    if description.relation:
-        return f"{parts[0]} {description.relation} {parts[1]}"
-    text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return f"{text} at the {description.place}" if description.place else text
-
-
-def _phrase_group(group: Group) -> str:
-    words = f"{group.colour} {group.shape}" if group.colour else group.shape
-    if group.count == 1:
-        return f"an {words}" if words[0] in "aeiou" else f"a {words}"
-    return f"{COUNTS[group.count - 1]} {words}s"
-
-
-_GROUP = re.compile(rf"(an?|one|two|three|four) (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})s?")
-_RELATION = re.compile(rf" ({'|'.join(RELATIONS)}) ")
-_PLACE = re.compile(rf" (?:at|in|on) the ({'|'.join(PLACES)})$")
-
-
-def parse(text: str) -> Description:
-    """Read a caption of any style back; ValueError names a text that is no such caption."""
-    clean = re.sub(r"[.\s]+$", "", re.sub(r"\s+", " ", text.strip().lower()))
-    place = _PLACE.search(clean)
-    body = clean[: place.start()] if place else clean
-    related = _RELATION.search(body)
-    if related:
-        phrases = [body[: related.start()], body[related.end() :]]
-    else:
-        phrases = re.split(r", | and ", body)
-    matches = [_GROUP.fullmatch(part) for part in phrases]
-    if not all(matches):
-        raise ValueError(f"not a caption of the world of shapes: {text!r}")
-    groups = tuple(_read_group(match) for match in matches if match)
-    return Description(groups, place[1] if place else None, related[1] if related else None)
-
-
-def _read_group(match: re.Match[str]) -> Group:
-    number, colour, shape = match.groups()
-    return Group(1 if number in ("a", "an") else COUNTS.index(number) + 1, shape, colour)
 
 
 def satisfies(scene: Scene, description: Description) -> bool:
@@ -235,9 +160,6 @@ def _related(things: tuple[Object, ...], description: Description) -> bool:
         if a.shape == first.shape and b.shape == second.shape
         if first.colour in (None, a.colour) and second.colour in (None, b.colour)
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- prompts
 
 
 def _kinds() -> list[tuple[str, str]]:
@@ -301,15 +223,21 @@ def is_held_out(text: str) -> bool:
 def prompts(category: str, held_out: bool) -> list[str]:
     """All prompts of a category, held out or for training, in a fixed mixed order.
 
-    single_object `a circle at the left`; two_objects `a circle and two squares`; counting `three red circles`; colors
-    `a red circle`; position `a red circle left of a blue square`; color_attribution `a red circle and a blue square`.
+    single_object `a circle at the left`; two_objects `a circle and two squares`; counting `three red circles`;
+    colors `a red circle`; position `a red circle left of a blue square`; color_attribution `a red circle and a
+    blue square`.
     """
+    return list(_prompts(category, held_out))
+
+
+@cache
+def _prompts(category: str, held_out: bool) -> tuple[str, ...]:
     texts = {phrase(wording) for d in _compositions(category) for wording in _wordings(d)}
     if held_out:
         kept = [text for text in texts if parse(text).canonical() in _held_out()]
     else:
         kept = [text for text in texts if not is_held_out(text)]
-    return sorted(kept, key=_hash_order)
+    return tuple(sorted(kept, key=_hash_order))
 
 
 def _wordings(description: Description) -> Iterator[Description]:
@@ -317,9 +245,6 @@ def _wordings(description: Description) -> Iterator[Description]:
     if len(description.groups) == 2:
         turned = OPPOSITE[description.relation] if description.relation else None
         yield Description(description.groups[::-1], relation=turned)
-
-
-# --------------------------------------------------------------------------------------------------------------- scenes
 
 
 def draw_scene(rng: random.Random, held_out: bool = False) -> Scene:
@@ -403,11 +328,8 @@ def _draw_mixed(rng: random.Random) -> Scene:
     return _quarters(rng, [_kind(rng) for _ in range(rng.choice((3, 4)))])
 
 
-# ------------------------------------------------------------------------------------------------------------ questions
-
-
 def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """Every question about a scene that has one right answer, in random order, with its answer of one or two words."""
+    """Every question about a scene that has one right answer of a word or two, with it, in random order."""
     asked = [
         *_colour_questions(scene),
         *_shape_questions(scene),

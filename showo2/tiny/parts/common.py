@@ -1,0 +1,131 @@
+"""What the training of every part shares: pictures, batches, the optimisation loop, storage."""
+
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from showo2.tiny.render import render
+from showo2.tiny.world import Scene, draw_scene
+
+SIZE = 64  # pixels a side that every part works at
+
+
+def draw_scenes(count: int, seed: int, held_out: bool = False) -> list[Scene]:
+    """`count` scenes; training scenes unless `held_out`."""
+    rng = random.Random(seed)
+    return [draw_scene(rng, held_out) for _ in range(count)]
+
+
+def photograph(scene: Scene, rng: random.Random) -> Image.Image:
+    """The scene at 64 px as curation delivers it: a large JPEG, made small with a bicubic filter."""
+    buffer = io.BytesIO()
+    render(scene, rng.choice((256, 320, 384))).save(buffer, "JPEG", quality=rng.randint(75, 95))
+    return Image.open(buffer).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+def pictures(scenes: Sequence[Scene], seed: int, photographs: float = 0.2) -> np.ndarray:
+    """(N, 64, 64, 3) uint8: a share of photographs, the rest drawn directly at 64 px."""
+    rng = random.Random(seed)
+    shots = (photograph(s, rng) if rng.random() < photographs else render(s, SIZE) for s in scenes)
+    return np.stack([np.asarray(shot) for shot in shots])
+
+
+def to_pixels(images: np.ndarray, noise: float = 0.0) -> Tensor:
+    """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1], with Gaussian noise of `noise` grey levels."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    if noise:
+        pixels += torch.randn_like(pixels) * noise
+    return (pixels / 127.5 - 1).clamp(-1, 1)
+
+
+def batches(
+    count: int, size: int, steps: int, seed: int, length: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
+    """`steps` batches of `size` random indices below `count`; with `length`, each batch holds items of near lengths."""
+    rng = np.random.default_rng(seed)
+    drawn = 0
+    while True:
+        pool = rng.permutation(count)[: size * 32]
+        if length is not None:
+            pool = pool[np.argsort(np.asarray(length)[pool], kind="stable")]
+        chunks = [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
+        for i in rng.permutation(len(chunks)):
+            if drawn == steps:
+                return
+            yield chunks[i]
+            drawn += 1
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    steps: int,
+    lr: float,
+    loss_of: Callable[[int], Tensor],
+    weight_decay: float = 0.0,
+) -> float:
+    """AdamW with a short warm-up and a cosine to zero over `steps`; returns the mean loss of the last 50 steps."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    warm_up = max(1, min(100, steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / steps))
+    )
+    recent: list[float] = []
+    model.train()
+    with _progress() as progress:
+        task = progress.add_task(name, total=steps, loss="")
+        for step in range(steps):
+            loss = loss_of(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            recent = [*recent[-49:], loss.item()]
+            progress.update(task, completed=step + 1, loss=f"loss {sum(recent) / len(recent):.4f}")
+            if not progress.console.is_terminal and (step + 1) % 100 == 0:
+                print(f"{name} {step + 1}/{steps} loss {sum(recent) / len(recent):.4f}", flush=True)
+    model.eval()
+    return sum(recent) / len(recent)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+        refresh_per_second=1,
+    )
+
+
+def halve(folder: Path) -> None:
+    """Store a saved model's weights as float16, while its config goes on to say float32, in which it is used."""
+    for path in folder.glob("*.safetensors"):
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        save_file(weights, path, metadata={"format": "pt"})
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    if "dtype" in values:
+        values["dtype"] = "float32"
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,125 @@
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from showo2.tiny import sources, world
+
+OPTIONS = {"pictures": 90, "rows": 20, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sources")
+    truth = sources.write_sources(sources.Options(out, **OPTIONS, workers=2))
+    return out, truth
+
+
+def rows_of(out, source):
+    """Truth of a source's rows, and the members that a tolerant reader finds in its tars by (tar, key)."""
+    truths = [
+        json.loads(line) for path in sorted((out / "truth").glob(f"{source}-*")) for line in path.open()
+    ]
+    members: dict[tuple[str, str], dict[str, bytes]] = {}
+    for path in sorted((out / source).glob("*.tar")):
+        with tarfile.open(path) as archive:
+            try:
+                for info in archive:
+                    key, suffix = info.name.split(".")
+                    body = archive.extractfile(info).read()
+                    if len(body) == info.size:
+                        members.setdefault((f"{source}/{path.name}", key), {})[suffix] = body
+            except (tarfile.ReadError, OSError):
+                pass
+    return truths, members
+
+
+def test_bytes_depend_on_the_seed_alone(written, tmp_path):
+    out, _ = written
+    sources.write_sources(sources.Options(tmp_path / "again", **OPTIONS, workers=1))
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert files == sorted(
+        p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file()
+    )
+    assert all((out / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
+
+
+def test_second_run_does_nothing_and_other_options_are_refused(written, capsys):
+    out, truth = written
+    assert sources.write_sources(sources.Options(out, **OPTIONS)) == truth
+    assert "complete already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other options"):
+        sources.write_sources(sources.Options(out, **(OPTIONS | {"seed": 6})))
+
+
+def test_tars_hold_what_the_truth_says(written):
+    out, truth = written
+    for source, facts in truth["sources"].items():
+        truths, members = rows_of(out, source)
+        readable = [t for t in truths if not t["lost"]]
+        complete = {row for row, parts in members.items() if "json" in parts}
+        assert {(t["tar"], t["key"]) for t in readable} == complete
+        assert facts["rows"] == len(truths) and facts["rows_lost_in_cut_tar"] == len(truths) - len(readable)
+        for t in readable:
+            check_row(t, members[t["tar"], t["key"]])
+        pictures = [members[t["tar"], t["key"]][t["format"]] for t in readable]
+        whole = [p for p, t in zip(pictures, readable, strict=True) if t["kind"] in ("plain", "duplicate")]
+        assert facts["same_bytes_as_another_row"] == len(whole) - len(set(whole))
+
+
+def check_row(truth, parts):
+    picture, kind = parts[truth["format"]], truth["kind"]
+    if kind == "empty":
+        assert picture == b""
+    elif kind == "not_an_image":
+        assert picture.startswith(b"<!DOCTYPE")
+    elif kind == "truncated":
+        with pytest.raises(OSError):
+            Image.open(io.BytesIO(picture)).load()
+    else:
+        image = Image.open(io.BytesIO(picture))
+        image.load()
+        assert image.size == (truth["width"], truth["height"])
+        assert (min(image.size) < 512) == (kind == "small")
+    if kind == "bad_caption":
+        with pytest.raises(UnicodeDecodeError):
+            parts["txt"].decode()
+
+
+def test_web_plants_damage_and_one_cut_tar(written):
+    _, truth = written
+    web = truth["sources"]["web"]
+    assert web["rows_lost_in_cut_tar"] > 0 and web["kinds"]["small"] > 0
+    assert web["same_bytes_as_another_row"] > 0
+
+
+def test_every_kind_of_damage_is_drawn_about_as_often_as_asked():
+    kinds = [sources.kind_of(0, "web", i) for i in range(4000)]
+    for kind, share in sources.PLANTED.items():
+        assert kinds.count(kind) / 4000 == pytest.approx(share, rel=0.5)
+
+
+def test_synthetic_captions_are_true_and_training_text_holds_no_held_out_prompt(written):
+    out, _ = written
+    for source in ("web", "synthetic"):
+        for t in rows_of(out, source)[0]:
+            scene = world.Scene(tuple(world.Object(**thing) for thing in t["scene"]))
+            if source == "synthetic":
+                assert world.satisfies(scene, world.parse(t["text"]))
+            try:
+                assert not world.is_held_out(t["text"])
+            except ValueError:
+                assert source == "web"  # junk, which says nothing
+
+
+def test_conversations_are_llava(written):
+    out, _ = written
+    truths, members = rows_of(out, "instruct")
+    for t in truths:
+        record = json.loads(members[t["tar"], t["key"]]["json"])
+        turns = record["conversations"]
+        assert turns[0]["value"].startswith("<image>\n")
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert record["image"] == f"{t['key']}.{t['format']}"
