@@ -87,7 +87,7 @@ class Loader:
         self._step = step
         _, height, width = stream.bucket
         self._visual = stream.bucket[0] * (height // PATCH) * (width // PATCH)
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
 
@@ -95,25 +95,29 @@ class Loader:
         self._thread.start()
         while True:
             item = self._queue.get()
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
             yield item
 
     def close(self) -> None:
         """Stop preparing batches."""
         self._stop.set()
-        while self._thread.is_alive():
-            with self._queue.mutex:
-                self._queue.queue.clear()
-                self._queue.not_full.notify_all()
-            self._thread.join(0.05)
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self._queue.put(self.prepare())
-        except BaseException as error:
-            self._queue.put(error)
+                self._put(self.prepare())
+        except Exception as error:  # noqa: BLE001 (the consumer raises it)
+            self._put(error)
+
+    def _put(self, item: Batch | Exception) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
 
     def prepare(self) -> Batch:
         """This rank's part of the next step."""

@@ -1,0 +1,222 @@
+"""Train one stage of the recipe.
+
+python -m jobs.train RECIPE --data DATA --out RUN [--init RUN] [--option value]; --list names the recipes.
+
+Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves and exits with 130 or 143. A finished run
+leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jobs._console import progress, told_plainly
+from showo2 import recipes
+from showo2.shards import ShardError
+from showo2.train import meters
+from showo2.train.parallel import Workers, join
+from showo2.train.recipe import Recipe
+from showo2.train.start import check, exported_step
+from showo2.train.trainer import Diverged, Trainer
+
+STOP = "stop"
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Train:
+    """One run. Every field of the recipe is an option too."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: tuple[str, ...]
+    """dataset folders that jobs.encode filled, or manifests"""
+    out: Path
+    """the run's folder, on storage that every worker sees"""
+    init: str | None = None
+    """the run, or the exported model, that this stage goes on from"""
+    workers: int = 2
+    """Ray Train workers; 0 trains in this process, without Ray"""
+    cpus: int = 1
+    """cores of a worker"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """where the model is trained"""
+
+
+def train(config: Train) -> str:
+    """Run the stage as configured: "finished" or "stopped". Raises ValueError for what the user can mend."""
+    config = replace(config, out=config.out.absolute(), data=tuple(os.path.abspath(path) for path in config.data),
+                     init=os.path.abspath(config.init) if config.init and os.path.exists(config.init) else config.init)
+    check(config.recipe, config.data, config.out, config.init)
+    if exported_step(config.out) >= config.recipe.steps:
+        return "finished"
+    config.out.mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:
+        return _run_here(config, join(config.device), first=os.environ["RANK"] == "0")
+    if config.workers == 0:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+        return _run_here(config, join(config.device), first=True)
+    return _run_on_ray(config)
+
+
+def _run_here(config: Train, workers: Workers, first: bool) -> str:
+    """Train in this process, one of `workers`; a signal asks the trainer to stop after its step."""
+    asked = threading.Event()
+    with _signals(asked.set), _following(config, quiet=not first):
+        return _trainer(config, workers, asked.is_set).run()
+
+
+def _run_on_ray(config: Train) -> str:
+    """Train on Ray Train's workers; a signal leaves a note that they find in the run's folder."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from jobs._ray import connect
+
+    connect()
+    note = config.out / STOP
+    for name in (STOP, OUTCOME):
+        (config.out / name).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _ray_worker, train_loop_config={"config": config},
+        scaling_config=ScalingConfig(config.workers, use_gpu=config.device == "cuda",
+                                     resources_per_worker={"CPU": config.cpus}),
+        run_config=RunConfig(name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=3)))
+    # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
+    with _signals(note.touch), _following(config), ThreadPoolExecutor(1) as pool:
+        pool.submit(trainer.fit).result()
+    outcome = json.loads((config.out / OUTCOME).read_text())
+    if outcome["error"]:
+        raise ValueError(outcome["error"])
+    return outcome["outcome"]
+
+
+def _ray_worker(loop: dict[str, Train]) -> None:
+    """One worker of Ray Train. What trying again cannot mend is told in the outcome, and ends the run for good."""
+    import ray.train
+
+    config = loop["config"]
+    torch.set_num_threads(config.cpus)
+    workers = join(config.device)
+    note = config.out / STOP
+    outcome, error = "failed", ""
+    try:
+        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report)
+        outcome = run.run()
+    except (ValueError, ShardError, Diverged) as caught:
+        if workers.world > 1 and isinstance(caught, ShardError):
+            raise  # One rank's alone: the others wait for it, and only a restart frees them.
+        error = str(caught)
+    if workers.first:
+        (config.out / OUTCOME).write_text(json.dumps({"outcome": outcome, "error": error}))
+
+
+def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None) -> Trainer:
+    transformers.utils.logging.disable_progress_bar()
+    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report)
+    # What lives until the end need not be looked through at every collection of garbage.
+    gc.collect()
+    gc.freeze()
+    return made
+
+
+@contextmanager
+def _signals(ask: Any) -> Iterator[None]:
+    """Call `ask` on the first SIGINT or SIGTERM, then leave with 128 + its number; a second one ends at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        ask()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        print("saved; run the same command again to go on from here", file=sys.stderr)
+        raise SystemExit(128 + received[0])
+
+
+@contextmanager
+def _following(config: Train, quiet: bool = False) -> Iterator[None]:
+    """Show the metrics file's progress while the body runs: step, loss, steps a second, time left."""
+    if quiet:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(config, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _follow(config: Train, done: threading.Event) -> None:
+    recipe, path, told = config.recipe, config.out / meters.METRICS, 0
+    with progress() as bar:
+        task = bar.add_task(recipe.name, total=recipe.steps)
+        started = False
+        while not done.wait(0.5) or not started:
+            started = True
+            lines = [line for line in meters.read(path) if "loss" in line and "step_s" in line]
+            if not lines:
+                continue
+            step, loss = lines[-1]["step"], lines[-1]["loss"]
+            bar.update(task, completed=step, description=f"{recipe.name} loss {loss:.3f}")
+            if not bar.console.is_terminal and step * 10 // recipe.steps > told:
+                told = step * 10 // recipe.steps
+                bar.console.print(f"{recipe.name} step {step}/{recipe.steps} loss {loss:.3f} "
+                                  f"{1 / lines[-1]['step_s']:.2f} steps/s")
+
+
+def _table() -> Table:
+    table = Table("recipe", "starts from", "steps", "batch", "what it does")
+    for recipe in recipes.RECIPES.values():
+        table.add_row(recipe.name, recipe.start, str(recipe.steps), str(recipe.batch), recipe.summary)
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--list"]:
+        return Console().print(_table())
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return Console().print(_table())
+    with told_plainly():
+        recipe = recipes.get(arguments[0])
+        config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {recipe.name}",
+                          default=Train(recipe, tyro.MISSING, tyro.MISSING), description=recipe.summary)
+        try:
+            outcome = train(config)
+        except (ShardError, Diverged) as error:
+            raise ValueError(str(error)) from error
+    print(f"{recipe.name} {outcome}: {config.out}")
+
+
+if __name__ == "__main__":
+    main()

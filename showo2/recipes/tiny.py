@@ -1,0 +1,43 @@
+"""The laptop's ladder: the paper's stages on the world of shapes, 64x64 pictures, parts of under 2 M parameters.
+
+Sizes and steps are chosen for two CPU cores; rates and mixtures are those at which the small model learns, the
+division into stages (what starts from what, what trains) is the paper's.
+"""
+
+from dataclasses import replace
+
+from showo2.data.mixture import Entry
+from showo2.model import FlowHeadConfig
+from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Recipe
+
+PARTS_64 = ModelParts(
+    llm="tiny:llm", siglip="tiny:siglip", vae="tiny:vae", grid=4, conversation="plain", size=64,
+    flow=FlowHeadConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, intermediate=384))
+
+DISTILL = Recipe(
+    name="tiny-distill",
+    summary="semantic layers learn SigLIP's features from latents (section 3.2, before stage 1)",
+    start="parts", model=PARTS_64, context=32,
+    mixture=(Entry("pictures", "distill", "pair", samples=64),),
+    groups=(Group(("semantic.",), 2e-3),),
+    schedule="cosine", warmup=50, steps=600, noised_steps=150, ema=0.99, checkpoint_every=200)
+
+STAGE1 = Recipe(
+    name="tiny-stage1",
+    summary="projector, fusion, time embedding and flow head learn on pairs; language model and S are frozen",
+    start="checkpoint", model=PARTS_64, context=128, alpha=0.2,
+    mixture=(Entry("generate", "generate", "pair", samples=48), Entry("caption", "caption", "pair", samples=16)),
+    groups=(Group(NEW_PARTS, 2e-3),),
+    schedule="constant", warmup=50, steps=300, ema=0.99, checkpoint_every=200)
+
+STAGE2 = replace(
+    STAGE1, name="tiny-stage2",
+    summary="everything trains, on conversations, captions and generation",
+    alpha=1.0,
+    mixture=(Entry("generate", "generate", "pair", samples=48),
+             Entry("caption", "caption", "pair", samples=4),
+             Entry("converse", "converse", "conversation", samples=12)),
+    groups=(Group(PARTS, 2e-3),),
+    schedule="cosine", steps=2100, ema=0.998)
+
+TINY = (DISTILL, STAGE1, STAGE2)

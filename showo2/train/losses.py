@@ -1,0 +1,79 @@
+"""What is minimised: sums over a batch and how many terms they have, so that ranks add up to one global mean.
+
+An objective names its terms, counts them in a batch before any forward pass, and gives their sums. The loss of a step
+is sum over terms of weight * global sum / global count.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionModel
+
+from showo2 import flow
+from showo2.data.documents import Pairs
+from showo2.model import Showo2
+from showo2.model.semantic import distillation_loss, siglip_features
+from showo2.sequence import IGNORE, Packed
+from showo2.tiny import resolve
+
+
+class Objective(Protocol):
+    """A loss in terms; `root` is the module whose forward pass it runs, which is what gets sharded."""
+
+    terms: tuple[str, ...]
+    weights: tuple[float, ...]
+    root: nn.Module
+
+    def counts(self, micro: Packed | Pairs) -> list[int]:
+        """How many values each term sums over."""
+
+    def sums(self, micro: Packed | Pairs) -> Tensor:
+        """The terms' sums (len(terms),), differentiable where their weight is not 0."""
+
+
+class Unified:
+    """Next-token prediction and flow matching: L = alpha * NTP + FM (equation 4)."""
+
+    terms = ("ntp", "flow")
+
+    def __init__(self, model: Showo2, alpha: float):
+        self.root, self.weights = model, (alpha, 1.0)
+
+    def counts(self, micro: Packed) -> list[int]:
+        """Text targets, and elements of velocity targets."""
+        velocity = sum(int(v.target.sum()) * v.latents[0].numel() for v in micro.visuals if len(v.target))
+        return [int((micro.labels != IGNORE).sum()), velocity]
+
+    def sums(self, micro: Packed) -> Tensor:
+        """Cross-entropy and squared error."""
+        losses = self.root(micro)
+        return torch.stack([losses.ntp_sum, losses.flow_sum])
+
+
+class Distillation:
+    """Semantic layers against SigLIP's penultimate layer on the same picture (section 3.2)."""
+
+    terms = ("distill", "cosine")
+    weights = (1.0, 0.0)
+
+    def __init__(self, model: Showo2, siglip: str, device: torch.device):
+        self.root = model.semantic
+        teacher = SiglipVisionModel.from_pretrained(resolve(siglip), dtype=torch.float32)
+        self.teacher = teacher.requires_grad_(False).eval().to(device)
+        self.patch = model.config.patch
+
+    def counts(self, micro: Pairs) -> list[int]:
+        """Patches, for both terms."""
+        patches = micro.latents[:, 0].numel() // self.patch**2
+        return [patches, patches]
+
+    def sums(self, micro: Pairs) -> Tensor:
+        """-log of the cosine, and the cosine itself, over patches."""
+        features = self.root(flow.interpolate(micro.latents, micro.noise, micro.t))
+        teacher = siglip_features(self.teacher, micro.pixels)
+        total, cosine = distillation_loss(features, teacher)
+        # The mean of no patches is not a number.
+        return torch.stack([total, cosine * features[..., 0].numel() if len(features) else total.detach()])

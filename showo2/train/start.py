@@ -1,0 +1,109 @@
+"""What a run starts from, and what it leaves behind: models from parts or from an earlier run, and the export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from showo2.data.sources import Source
+from showo2.model import Showo2, Showo2Config, checkpoint
+from showo2.shards import Manifest
+from showo2.text import Tokenizer
+from showo2.train.parallel import Workers
+from showo2.train.recipe import Recipe
+
+CONFIG = "config.json"
+EXPORT = "export"
+STORY = "training.json"
+
+
+def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) -> list[Manifest]:
+    """The manifests of `data`; raises what is wrong with a run before anything is built (ValueError, ShardError)."""
+    if (out / CONFIG).is_file():
+        name = json.loads((out / CONFIG).read_text())["recipe"]["name"]
+        if name != recipe.name:
+            raise ValueError(f"{out} holds a run of {name}; give {recipe.name} an --out of its own")
+    if recipe.start == "parts" and init is not None:
+        raise ValueError(f"recipe {recipe.name} starts from its parts ({recipe.model.llm}, {recipe.model.siglip}): "
+                         "leave out --init, or name other parts with --model.llm and --model.siglip")
+    if recipe.start == "checkpoint":
+        if init is None:
+            raise ValueError(f"recipe {recipe.name} goes on from an earlier stage: give its run with --init RUN")
+        _exported(init)
+    if not data:
+        raise ValueError(f"recipe {recipe.name} needs data: give dataset folders with --data")
+    manifests = [Manifest.load(path) for path in data]
+    for entry in recipe.mixture:
+        if entry.samples:
+            Source(entry, manifests, recipe.bucket, recipe.seed)
+    return manifests
+
+
+def build_model(recipe: Recipe, init: str | None) -> tuple[Showo2, Tokenizer]:
+    """The model and tokenizer that a stage starts from, the same on every rank.
+
+    init: a finished run's folder, a folder that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
+    """
+    if recipe.start == "parts":
+        return _from_parts(recipe)
+    folder = _exported(str(init))
+    model = Showo2.from_pretrained(folder)
+    model.config = replace(model.config, size=recipe.model.size, conversation=recipe.model.conversation)
+    return model, Tokenizer.from_pretrained(folder)
+
+
+def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
+    parts = recipe.model
+    tokenizer = Tokenizer.from_pretrained(parts.llm)
+    llm, siglip = checkpoint.part_configs(parts.llm, parts.siglip, tokenizer.vocab_size)
+    config = Showo2Config(llm, siglip, parts.flow, parts.grid, conversation=parts.conversation, size=parts.size,
+                          vae=parts.vae)
+    torch.manual_seed(recipe.seed)
+    return checkpoint.from_parts(config, parts.llm, parts.siglip), tokenizer
+
+
+def _exported(init: str) -> str:
+    run = Path(init)
+    if (run / EXPORT / "config.json").is_file():
+        return str(run / EXPORT)
+    if (run / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{run} has no {EXPORT}/: that run is not finished; run it again, it goes on")
+    return init
+
+
+def export(model: Showo2, average: dict[str, Tensor], tokenizer: Tokenizer, out: Path, workers: Workers,
+           story: dict[str, Any]) -> Path:
+    """Write `out`/export, a `from_pretrained` folder of the averaged weights; every rank takes part.
+
+    Sharded tensors are gathered one at a time and kept by the first rank only.
+    """
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = average.get(name, tensor).detach()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if workers.first:
+            state[name] = whole.to("cpu", copy=True)
+    target = out / EXPORT
+    if workers.first:
+        fresh = out / f"{EXPORT}.tmp"
+        shutil.rmtree(fresh, ignore_errors=True)
+        checkpoint.save_pretrained(model, fresh, state)
+        tokenizer.save_pretrained(fresh)
+        (fresh / STORY).write_text(json.dumps(story, indent=1))
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    workers.barrier()
+    return target
+
+
+def exported_step(out: Path) -> int:
+    """The step that `out`/export was made at; -1 where there is none."""
+    story = out / EXPORT / STORY
+    return json.loads(story.read_text())["step"] if story.is_file() else -1

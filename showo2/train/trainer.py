@@ -1,0 +1,213 @@
+"""One trainer for every stage: a recipe says what to do, this says how.
+
+Imports nothing of Ray: it runs in one process, under torchrun, and as the function of Ray Train's workers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from showo2.data.loader import Batch, Loader, Stream
+from showo2.data.order import make_key
+from showo2.train import start
+from showo2.train.checkpoint import Checkpoints, State
+from showo2.train.losses import Distillation, Objective, Unified
+from showo2.train.meters import Meters
+from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
+from showo2.train.parallel import Workers, blocks, set_gradient_sync, shard
+from showo2.train.recipe import Recipe
+
+Outcome = Literal["finished", "stopped"]
+
+
+class Diverged(RuntimeError):
+    """Too many steps were not finite, or too many rows unreadable; the message names samples."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step was like, summed over ranks: the loss, its terms' means, the gradient's norm, tokens, lost rows."""
+
+    loss: float
+    terms: dict[str, float]
+    norm: float
+    tokens: int
+    lost: int
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        """Whether the update was made."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class Trainer:
+    """A run of `recipe` on `data` (manifests or dataset folders) in the folder `out`; every rank makes one.
+
+    init: what the stage goes on from. stop: asked before every step whether to save and leave. on_checkpoint: told
+    of every checkpoint begun (step and metrics). A folder that holds checkpoints is resumed from the newest.
+    """
+
+    def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None = None,
+                 workers: Workers | None = None, stop: Callable[[], bool] = lambda: False,
+                 on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None):
+        self.recipe, self.out, self.workers = recipe, Path(out), workers or Workers()
+        self.stop, self.on_checkpoint = stop, on_checkpoint
+        self.manifests = start.check(recipe, data, self.out, init)
+        self.workers.barrier()
+        _write_config(self.out, recipe, data, init, self.workers)
+        self.model, self.tokenizer = start.build_model(recipe, init)
+        trained = freeze(self.model, recipe)
+        self.model.to(self.workers.device)
+        self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
+                                     if recipe.distills else Unified(self.model, recipe.alpha))
+        units = [block for block in blocks(self.model) if block in set(self.objective.root.modules())]
+        shard(self.objective.root, units, self.workers)
+        # Sharding replaces parameters: take those of today.
+        self.trained = {name: p for name, p in self.model.named_parameters() if name in trained}
+        self.optimizer = build_optimizer(self.trained, recipe)
+        self.average = Average(self.trained, recipe.ema)
+        self.checkpoints = Checkpoints(self.out / "checkpoints", self.workers, recipe.keep)
+        self.done, self.skipped, self.lost, self.data_state = 0, 0, 0, None
+        self._resume()
+
+    def run(self) -> Outcome:
+        """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""
+        meters = Meters(self.out, self.done, self.recipe.log_every, self.recipe.steps) if self.workers.first else None
+        loader = Loader(self._stream(), self.manifests, self.tokenizer, self.workers.rank, self.workers.world,
+                        self.done, self.data_state)
+        try:
+            outcome = self._loop(loader, meters)
+            self.checkpoints.wait()
+        finally:
+            loader.close()
+            if meters:
+                meters.close()
+        if outcome == "finished":
+            story = {"recipe": self.recipe.name, "step": self.done, "data": [m.hash for m in self.manifests]}
+            start.export(self.model, self.average.weights, self.tokenizer, self.out, self.workers, story)
+        return outcome
+
+    def _loop(self, loader: Loader, meters: Meters | None) -> Outcome:
+        batches = iter(loader)
+        while self.done < self.recipe.steps:
+            begin = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - begin
+            step = self.step(batch)
+            self.done += 1
+            self.data_state = batch.state
+            self.lost += step.lost
+            self._report(step, batch, waited, meters)
+            if step.stop or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
+                self.save(step)
+            if step.stop and self.done < self.recipe.steps:
+                return "stopped"
+        return "finished"
+
+    def step(self, batch: Batch) -> Step:
+        """One update from this rank's part of a global batch; none where loss or gradient is not finite."""
+        # Whatever a layer may draw is a function of the step: no generator's state has to outlive a process.
+        torch.manual_seed(make_key(self.recipe.seed, "step", self.done))
+        counts, tokens, lost, stop = self._count(batch)
+        sums = torch.zeros(len(counts), dtype=torch.float64)
+        weights = torch.tensor(self.objective.weights) / counts.clamp(min=1)
+        for i, micro in enumerate(batch.micro):
+            set_gradient_sync(self.objective.root, i == len(batch.micro) - 1)
+            parts = self.objective.sums(micro.to(self.workers.device))
+            (parts * weights.to(parts)).sum().backward()
+            sums += parts.detach().double().cpu()
+        facts = self.workers.sum(torch.cat([sums, squared_norm(self.trained.values()).cpu()[None]]))
+        means = facts[:-1] / counts.clamp(min=1)
+        loss = float((torch.tensor(self.objective.weights).double() * means).sum())
+        step = Step(loss, dict(zip(self.objective.terms, means.tolist(), strict=True)), math.sqrt(float(facts[-1])),
+                    tokens, lost, stop)
+        if step.finite:
+            clip(self.trained.values(), step.norm, self.recipe.clip)
+            set_rate(self.optimizer, rate(self.done, self.recipe))
+            self.optimizer.step()
+            self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return step
+
+    def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool]:
+        """The terms' global counts (float64), tokens, lost rows, and whether any rank was asked to stop."""
+        counts = [self.objective.counts(micro) for micro in batch.micro]
+        local = [sum(term) for term in zip(*counts, strict=True)] + [batch.tokens, len(batch.lost), int(self.stop())]
+        *terms, tokens, lost, stop = self.workers.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        return torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0
+
+    def _report(self, step: Step, batch: Batch, waited: float, meters: Meters | None) -> None:
+        if not step.finite:
+            self._skip(step, batch, meters)
+        if step.lost:
+            lost = [message for part in self.workers.gather(batch.lost) for message in part]
+            self._event(meters, lost=lost)
+            if self.lost > self.recipe.max_damaged:
+                raise Diverged(f"{self.lost} rows could not be read, more than max_damaged={self.recipe.max_damaged}; "
+                               f"the last ones: {'; '.join(lost[:5])}")
+        if meters and step.finite:
+            latest = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped, "lost": self.lost}
+            means = {"loss": step.loss, **step.terms, "grad_norm": step.norm, "data_wait_s": waited}
+            meters.add(self.done, latest, {"samples": self.recipe.batch, "tokens": step.tokens}, means)
+
+    def _skip(self, step: Step, batch: Batch, meters: Meters | None) -> None:
+        self.skipped += 1
+        uids = [uid for part in self.workers.gather(batch.uids) for uid in part]
+        what = f"step {self.done} is not finite (loss {step.loss}, gradient norm {step.norm}) and skipped"
+        if self.workers.first:
+            warnings.warn(f"{what}; its {len(uids)} samples: {', '.join(uids[:4])}, ...", stacklevel=2)
+        self._event(meters, skipped_uids=uids, loss=str(step.loss), grad_norm=str(step.norm))
+        if self.skipped > self.recipe.max_skipped:
+            raise Diverged(f"{what}, as were {self.skipped - 1} before, more than max_skipped="
+                           f"{self.recipe.max_skipped}; the last samples: {', '.join(uids[:16])}")
+
+    def _event(self, meters: Meters | None, **facts: Any) -> None:
+        if meters:
+            meters.event(self.done, **facts)
+
+    def save(self, step: Step) -> None:
+        """Begin a checkpoint of where the run stands."""
+        facts = {"step": self.done, "skipped": self.skipped, "lost": self.lost, "data": self.data_state,
+                 "manifests": [m.hash for m in self.manifests], "world": self.workers.world}
+        self.checkpoints.save(self.done, self._state(), facts)
+        self.on_checkpoint({"step": self.done, "loss": step.loss})
+
+    def _resume(self) -> None:
+        facts = self.checkpoints.load_newest(self._state())
+        if facts is None:
+            return
+        self.done, self.skipped, self.lost, self.data_state = (
+            facts[name] for name in ("step", "skipped", "lost", "data"))
+        if self.workers.first and facts["manifests"] != [m.hash for m in self.manifests]:
+            warnings.warn(f"the data changed since step {self.done}: sources go on at the sample numbers they had "
+                          "reached, in the order of the new data", stacklevel=2)
+
+    def _state(self) -> State:
+        moments = {f"{name}.{key}": value for name, p in self.trained.items()
+                   for key, value in self.optimizer.state[p].items()}
+        return {"model": self.model.state_dict(), "average": self.average.weights, "optimizer": moments}
+
+    def _stream(self) -> Stream:
+        r, config = self.recipe, self.model.config
+        return Stream(r.mixture, r.bucket, r.context, config.conversation, r.seed, config.llm["hidden_size"],
+                      r.caption_dropout, r.noised, r.steps - r.noised_steps, config.siglip["image_size"], r.accumulate)
+
+
+def _write_config(out: Path, recipe: Recipe, data: tuple[str, ...], init: str | None, workers: Workers) -> None:
+    if workers.first:
+        out.mkdir(parents=True, exist_ok=True)
+        resolved = {"recipe": asdict(recipe), "data": list(data), "init": init, "workers": workers.world}
+        temporary = out / f"{start.CONFIG}.tmp"
+        temporary.write_text(json.dumps(resolved, indent=1))
+        temporary.rename(out / start.CONFIG)
