@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -19,16 +18,12 @@ from rich.table import Table
 from jobs._console import progress, told_plainly
 from pipelines.publish import publish_json
 from showo2.evaluate.suite import KINDS, Report, Suite, evaluate
-from showo2.generate import Showo2Pipeline
 from showo2.tiny.world import CATEGORIES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Suite):
-    """Score a checkpoint with the exact judge: six categories of pictures, four kinds of questions.
-
-    pictures, questions: of each category, of each kind. guidance, points, seed, batch: of the sampler.
-    """
+    """Score a checkpoint with the exact judge: six categories of pictures, four kinds of questions."""
 
     json: Path
     """file that the scores go to"""
@@ -38,12 +33,15 @@ class Evaluate(Suite):
     """which suite"""
     save: Path | None = None
     """folder for all pictures, drawn and asked about"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
+    device: str | None = None
+    """where the model runs (default: a GPU if there is one)"""
 
 
 def run(config: Evaluate) -> Report:
     """Evaluate, and write the scores (and the pictures)."""
+    # Imported late: --help answers at once.
+    from showo2.generate import Showo2Pipeline
+
     pipeline = Showo2Pipeline.from_pretrained(config.checkpoint, device=config.device)
     suite = Suite(**{f.name: getattr(config, f.name) for f in fields(Suite)})
     with progress() as bar:

@@ -12,11 +12,9 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import tyro
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
@@ -32,7 +30,9 @@ from pipelines.publish import (
     read_bytes,
     records,
 )
-from showo2.generate import Sampling, Showo2Pipeline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FAMILY = "pictures"
 
@@ -57,8 +57,8 @@ class Generate:
     """side in pixels, a multiple of 16 (default: the model's)"""
     batch: int = 16
     """pictures drawn together"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """where the model runs"""
+    device: str | None = None
+    """where the model runs (default: a GPU if there is one)"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ def read_prompts(path: Path) -> list[str]:
 def generate(config: Generate) -> dict[str, Any]:
     """Draw what is not yet there, and return the manifest."""
     prompts = read_prompts(config.prompts)
+    # Imported late: --help and a bad prompt answer at once.
+    from showo2.generate import Sampling, Showo2Pipeline
+
     sampling = Sampling(config.points, config.guidance)
     collect_leftovers(config.out)
     pipeline = Showo2Pipeline.from_pretrained(config.checkpoint, device=config.device)
@@ -150,7 +153,7 @@ def generate(config: Generate) -> dict[str, Any]:
     return manifest
 
 
-def _publish(config: Generate, batch: Batch, images: list[Image.Image]) -> None:
+def _publish(config: Generate, batch: Batch, images: list[Image]) -> None:
     files = []
     for name, prompt, image in zip(batch.names, batch.prompts, images, strict=True):
         about = PngInfo()

@@ -42,17 +42,20 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Suite:
-    """How much is asked, and how it is drawn; the defaults are those of every score in the documents.
-
-    pictures: of each category (its prompts take turns); questions: of each kind.
-    """
+    """How much is asked, and how it is drawn; the defaults are those of every score in the documents."""
 
     pictures: int = 48
+    """of each category; its held-out prompts take turns"""
     questions: int = 48
+    """of each kind"""
     guidance: float = 4.0
+    """strength of classifier-free guidance; 1 is none"""
     points: int = 20
+    """points of the time grid, one more than Euler steps"""
     seed: int = 0
+    """picture i's noise depends on (seed, i) alone"""
     batch: int = 48
+    """pictures drawn, or questions answered, together"""
 
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.questions < 1:

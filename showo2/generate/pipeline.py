@@ -14,11 +14,9 @@ from torch import Tensor
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, sample, start_noise
 from showo2.model import Showo2
-from showo2.sequence import LATENT_CHANNELS, PATCH, Media, conversation
+from showo2.sequence import PATCH, Media, conversation
 from showo2.text import Tokenizer
-from showo2.vae import WanVAE, center_crop_resize
-
-VAE_FACTOR = 8
+from showo2.vae import CHANNELS, SPATIAL, WanVAE, center_crop_resize, to_image, to_pixels
 
 
 class Showo2Pipeline:
@@ -68,9 +66,9 @@ class Showo2Pipeline:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         size = self.model.config.size if size is None else size
-        if size <= 0 or size % (VAE_FACTOR * PATCH):
-            raise ValueError(f"size={size}: use a positive multiple of {VAE_FACTOR * PATCH} pixels")
-        shape = (LATENT_CHANNELS, 1, size // VAE_FACTOR, size // VAE_FACTOR)
+        if size <= 0 or size % (SPATIAL * PATCH):
+            raise ValueError(f"size={size}: use a positive multiple of {SPATIAL * PATCH} pixels")
+        shape = (CHANNELS, 1, size // SPATIAL, size // SPATIAL)
         sampling = Sampling(points, guidance)
         pictures: list[Image.Image] = []
         for rows in _batches(len(prompts), batch):
@@ -103,27 +101,15 @@ class Showo2Pipeline:
             answers += [self.tokenizer.decode(row).strip() for row in ids]
         return answers
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures, cropped and resized to the model's size, to latents (n, C, 1, h, w): the normalised mean."""
         size = self.model.config.size
-        upright = [ImageOps.exif_transpose(image).convert("RGB") for image in images]
-        cropped = [center_crop_resize(image, (size, size))[0] for image in upright]
-        pixels = torch.stack([_to_pixels(image) for image in cropped])
-        return self.vae.encode(pixels.to(self.device))
+        cropped = [center_crop_resize(ImageOps.exif_transpose(image), (size, size))[0] for image in images]
+        return self.vae.encode(to_pixels(cropped))
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Latents (n, C, 1, h, w) to pictures."""
-        pixels = self.vae.decode(latents)[:, :, 0].float().cpu()
-        levels = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(row) for row in levels]
-
-
-def _to_pixels(image: Image.Image) -> Tensor:
-    """(3, 1, H, W) in [-1, 1]."""
-    levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-    return levels.permute(2, 0, 1)[:, None].float() / 127.5 - 1
+        return [to_image(pixels[:, 0]) for pixels in self.vae.decode(latents)]
 
 
 def _batches(total: int, batch: int) -> Iterator[range]:

@@ -1,4 +1,4 @@
-"""The sampler equals whole sequences without any cache, and the released sampler's recorded trajectories."""
+"""The sampler equals whole sequences without any cache (the released one's trajectories: tests/model)."""
 
 from itertools import pairwise
 
@@ -69,20 +69,3 @@ def test_noise_depends_on_seed_and_index_alone():
 def test_a_grid_of_one_point_is_an_error():
     with pytest.raises(ValueError, match="points=1"):
         Sampling(points=1)
-
-
-@pytest.mark.parametrize("name", ["e_t2i_sample_eq", "e_t2i_sample_neq"])
-@torch.inference_mode()
-def test_released_trajectory(golden, name):
-    model, g = golden(name)
-    n = len(g["z"])
-    starts = g["modality_positions"][:, 0, 0].tolist()
-    rows = [row[1:start - 1].tolist() for row, start in zip(g["text_tokens"], starts, strict=True)]
-    ids = g["text_tokens"]
-    special = SpecialTokens(int(ids[0, 0]), 0, int(ids[0, starts[0] - 1]), 0, 0, 0, 0, 0, 0)
-    assert rows[n:] == [[]] * n
-    noise = g["z"][:, :, None]
-    raw = Velocity(model, special, rows, (1, *noise.shape[3:]))(noise, g["t"][0])
-    torch.testing.assert_close(raw[:, :, 0], g["v_raw"], atol=2e-5, rtol=0)
-    final = sample(model, special, rows[:n], noise, Sampling(len(g["time_grid"]), 5.0))
-    torch.testing.assert_close(final[:, :, 0], g["final"], atol=2e-4, rtol=0)
