@@ -107,8 +107,8 @@ class ShardSchema:
 class TextRow:
     """The text of one row: a caption, or a conversation.
 
-    messages: JSON `[{"from": "human" | "gpt", "value": ...}, ...]`, empty for a pair. captioner, prompt_id: who
-    wrote the caption, asked what (empty: the source's own text).
+    messages: JSON `[{"from": "human" | "gpt", "value": ...}, ...]`, empty for a pair. captioner, prompt_id:
+    who wrote the caption, asked what (empty: the source's own text).
     """
 
     uid: str
