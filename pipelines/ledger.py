@@ -62,6 +62,16 @@ def settle(facts: pa.Table, rules: Rules, losers: dict[int, str | None]) -> pa.T
     return pa.table({"uid": uids, **given, **columns}, SCHEMA)
 
 
+def fail(ledger: pa.Table, failures: dict[str, tuple[str, str]]) -> pa.Table:
+    """`ledger` with kept rows turned into failed ones: {uid: (class, detail)}, found by a stage after curation."""
+    rows = ledger.to_pylist()
+    for row in rows:
+        if row["uid"] in failures:
+            row["outcome"] = "failed"
+            row["reason"], row["detail"] = failures[row["uid"]]
+    return pa.Table.from_pylist(rows, SCHEMA) if failures else ledger
+
+
 def count(ledger: pa.Table) -> dict[str, int]:
     """Rows by account: kept, duplicate, dropped:REASON, failed:CLASS."""
     pairs = zip(ledger["outcome"].to_pylist(), ledger["reason"].to_pylist(), strict=True)

@@ -15,7 +15,7 @@ from pipelines.probe import FORMATS_BY_PILLOW, ProbeError
 from pipelines.publish import Unit, compile_manifest, done, filesystem, is_local, read_bytes, read_json
 from pipelines.sources import InputError
 
-FAMILIES = ("facts", "selections/base", "captions", "latents")
+FAMILIES = ("facts", "selections/base", "captions")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", *FORMATS_BY_PILLOW)
 
 
@@ -75,7 +75,16 @@ def read_captions(root: str, selected: SelectedUnit) -> pa.Table | None:
 def dataset_manifest(root: str) -> dict[str, Any]:
     """Write `root/manifest.json` over all families, of the units that the base selection names."""
     units = [selected.unit.id for selected in load_selection(root).units]
-    return compile_manifest(root, FAMILIES, units)
+    return compile_manifest(root, [*FAMILIES, *latent_families(root)], units)
+
+
+def latent_families(root: str) -> list[str]:
+    """The column families of latents that `root` has, one a bucket: latents/1x8x8, ..."""
+    fs, base = filesystem(root)
+    folder = f"{base}/units/latents"
+    if not fs.isdir(folder):
+        return []
+    return sorted(f"latents/{os.path.basename(name.rstrip('/'))}" for name in fs.ls(folder, detail=False))
 
 
 class MediaReader:

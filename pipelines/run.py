@@ -74,7 +74,7 @@ def run_actors(
     if not tasks:
         return []
     dataset = _dataset(tasks).map(
-        _PerUnit,  # type: ignore[arg-type]  # Ray's signature knows no classes with a constructor
+        _PerUnit,
         fn_constructor_args=(make, arguments),
         compute=ActorPoolStrategy(size=min(workers, len(tasks))),
         num_cpus=1,

@@ -1,0 +1,334 @@
+"""Encoding one unit: pictures to latents of the VAE, in shards with their texts, audited before they count.
+
+Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that cannot
+be decoded, or a row that the captioner failed on, is accounted as failed, and its neighbours go on.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.facts import Limits
+from pipelines.ledger import LedgerError
+from pipelines.probe import ProbeError
+from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_record
+from pipelines.rows import MediaReader, SelectedUnit, open_picture, read_captions, read_rows
+from showo2.shards import ShardSchema, TextRow, write_latents, write_teacher, write_text
+from showo2.shards.format import Bucket
+from showo2.shards.manifest import bucket_name
+from showo2.vae import SPATIAL, WanVAE, center_crop_resize, to_pixels
+
+VERSION = 1  # goes up when the same pictures give other latents
+CROP = "the largest centred square, bicubic, from a JPEG decoded at twice the size or more"
+KINDS = ("pair", "conversation")
+TEACHER_QUALITY = 95
+UNTOLD = "there is no text to train on"
+_DRAFT = 2
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+Failures = dict[str, tuple[str, str]]  # uid -> class, detail
+Facts = dict[str, Any]
+
+
+class AuditFailed(ValueError):
+    """Latents that do not decode to their pictures: nothing of the unit was published."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What latents depend on, besides the pictures and the VAE.
+
+    size: side of the crop in pixels. teacher_size: side of the teacher's JPEG, 0 for none. batch: pictures a call of
+    the VAE. audit: pictures of each kind that are decoded again. min_psnr: dB that they must reach on average.
+    """
+
+    size: int
+    teacher_size: int
+    batch: int
+    audit: int
+    min_psnr: float
+
+    @property
+    def bucket(self) -> Bucket:
+        """Latent frames, height and width."""
+        return 1, self.size // SPATIAL, self.size // SPATIAL
+
+    def fingerprint(self, vae: str) -> str:
+        """Names what the latents are made by; `vae` is the hash of its weights."""
+        return fingerprint("latents", VERSION, CROP, vae, self.size, self.teacher_size)
+
+
+def family(bucket: Bucket) -> str:
+    """The column family of a bucket: its unit records and its folder."""
+    return f"latents/{bucket_name(bucket)}"
+
+
+@dataclass
+class _Encoded:
+    """Rows of one kind that became latents, in order; `audited`: pictures with their latents."""
+
+    uids: list[str] = field(default_factory=list)
+    latents: list[np.ndarray] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    crops: list[tuple[int, ...]] = field(default_factory=list)
+    teachers: list[bytes] = field(default_factory=list)
+    audited: list[tuple[Image.Image, np.ndarray]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    row: Facts
+    crop: Image.Image
+    size: tuple[int, int]
+    box: tuple[int, ...]
+    teacher: bytes
+
+
+class LatentEncoder:
+    """An actor's unit function: holds the VAE, encodes and publishes one unit a call."""
+
+    def __init__(self, vae: str, data: str, options: dict[str, Any], gpu: bool) -> None:
+        """`vae`: spec for `WanVAE.from_pretrained`; `data`: the dataset's folder; `options`: of `Options`."""
+        torch.set_num_threads(1)
+        self.vae = WanVAE.from_pretrained(vae, device="cuda" if gpu else "cpu")
+        self.data, self.options = data, Options(**options)
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Encode the unit of `task` and publish its shards and record; only its texts if its latents are current."""
+        selected = SelectedUnit(**{**task["selected"], "unit": Unit(**task["selected"]["unit"])})
+        rows: list[Facts] = read_rows(self.data, selected).to_pylist()
+        texts, untold = read_texts(rows, read_captions(self.data, selected))
+        before = self._current(selected, task["latents"], untold)
+        kept = before or self._encode_unit(selected, rows, texts, untold, task["latents"])
+        files = list(kept["latent_files"])
+        shards = []
+        for shard in kept["shards"]:
+            entry = self._publish_text(shard, [texts[uid] for uid in self._uids(rows, shard, kept)], task)
+            files.append(entry)
+            shards.append({**shard, "text_path": entry["path"]})
+        record = {
+            **kept,
+            "unit": selected.unit,
+            "fingerprint": task["print"],
+            "files": files,
+            "shards": shards,
+        }
+        self._check(record, selected)
+        publish_record(self.data, family(self.options.bucket), selected.unit.id, record)
+        return {"rows": record["rows"]}
+
+    def _current(self, selected: SelectedUnit, print_: str, untold: Failures) -> Record | None:
+        """The unit's record, if its latents are of the same rows by the same VAE."""
+        found = done(self.data, family(self.options.bucket), only=[selected.unit.id]).get(selected.unit.id)
+        if found is None or found["latents"] != print_:
+            return None
+        before = {uid for uid, (_, detail) in found["failed"].items() if detail == UNTOLD}
+        return found if before == untold.keys() else None
+
+    @staticmethod
+    def _uids(rows: list[Facts], shard: Record, kept: Record) -> list[str]:
+        return [
+            row["uid"] for row in rows if row["kind"] == shard["kind"] and row["uid"] not in kept["failed"]
+        ]
+
+    @staticmethod
+    def _check(record: Record, selected: SelectedUnit) -> None:
+        accounted = record["rows"] + len(record["failed"])
+        if accounted != selected.rows:
+            raise LedgerError(
+                f"{selected.unit.path}: {selected.rows} rows selected, {accounted} accounted for"
+            )
+
+    def _encode_unit(
+        self,
+        selected: SelectedUnit,
+        rows: list[Facts],
+        texts: dict[str, TextRow],
+        untold: Failures,
+        print_: str,
+    ) -> Record:
+        """Latents and teacher files of all kinds, published; the part of the record that texts do not change."""
+        failed = dict(untold)
+        shards, files = [], []
+        audits: list[float] = []
+        moments: list[tuple[int, float, float]] = []
+        for kind in KINDS:
+            encoded = self._encode(
+                [row for row in rows if row["kind"] == kind and row["uid"] in texts], failed
+            )
+            if not encoded.uids:
+                continue
+            audits += self._audit(encoded, selected.unit)
+            latents = np.stack(encoded.latents)
+            moments.append(
+                (len(latents), float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64)))
+            )
+            shard, entries = self._publish_latents(selected.unit, kind, encoded, latents, print_)
+            shards.append(shard)
+            files += entries
+        audit = {"psnr": audits, "moments": moments}
+        return {
+            "latents": print_,
+            "rows": sum(s["rows"] for s in shards),
+            "rows_in": selected.rows,
+            "failed": failed,
+            "latent_files": files,
+            "shards": shards,
+            "audit": audit,
+        }
+
+    def _encode(self, rows: list[Facts], failed: Failures) -> _Encoded:
+        """Latents of the rows of one kind and one tar; adds those that cannot be used to `failed`."""
+        encoded = _Encoded()
+        audited = set(sorted(row["uid"] for row in rows)[: self.options.audit])
+        for pictures in self._batches(rows, failed):
+            pixels = to_pixels([picture.crop for picture in pictures])
+            latents = self.vae.encode(pixels).cpu().numpy().astype(np.float16)
+            for picture, latent in zip(pictures, latents, strict=True):
+                uid = picture.row["uid"]
+                if not np.isfinite(latent).all():
+                    failed[uid] = ("latents_not_finite", "the VAE's output leaves the range of fp16")
+                    continue
+                encoded.uids.append(uid)
+                encoded.latents.append(latent)
+                encoded.sizes.append(picture.size)
+                encoded.crops.append(picture.box)
+                encoded.teachers.append(picture.teacher)
+                if uid in audited:
+                    encoded.audited.append((picture.crop, latent))
+        return encoded
+
+    def _batches(self, rows: list[Facts], failed: Failures) -> Iterator[list[_Picture]]:
+        if not rows:
+            return
+        media = MediaReader(rows[0]["tar"])
+        batch: list[_Picture] = []
+        try:
+            for row in rows:
+                try:
+                    batch.append(self._picture(row, media.read(row["offset"], row["size"])))
+                except ProbeError as error:
+                    failed[row["uid"]] = (error.error, error.detail)
+                if len(batch) == self.options.batch:
+                    yield batch
+                    batch = []
+        finally:
+            media.close()
+        if batch:
+            yield batch
+
+    def _picture(self, row: Facts, data: bytes) -> _Picture:
+        size, teacher_size = self.options.size, self.options.teacher_size
+        image = open_picture(data, side=_DRAFT * max(size, teacher_size), max_pixels=Limits.max_pixels)
+        whole = (row["width"], row["height"])
+        if row["orientation"] in _TURNED:
+            whole = whole[::-1]
+        crop, box = center_crop_resize(image, (size, size), whole)
+        teacher = b""
+        if teacher_size:
+            same = teacher_size == size
+            teacher = _jpeg(
+                crop if same else center_crop_resize(image, (teacher_size, teacher_size), whole)[0]
+            )
+        return _Picture(row, crop, whole, box, teacher)
+
+    def _audit(self, encoded: _Encoded, unit: Unit) -> list[float]:
+        """PSNR in dB of the audited pictures against their crops. Raises AuditFailed below the limit."""
+        if not encoded.audited:
+            return []
+        pictures = to_pixels([picture for picture, _ in encoded.audited])
+        latents = torch.from_numpy(np.stack([latent for _, latent in encoded.audited])).float()
+        decoded = torch.cat([self.vae.decode(some).cpu() for some in latents.split(self.options.batch)])
+        error = ((decoded - pictures) / 2).square().mean((1, 2, 3, 4)).clamp(min=1e-10)
+        psnr = (-10 * error.log10()).tolist()
+        mean = sum(psnr) / len(psnr)
+        if mean < self.options.min_psnr:
+            raise AuditFailed(
+                f"{unit.path}: {len(psnr)} pictures decode at {mean:.1f} dB, under the limit of "
+                f"{self.options.min_psnr} dB: this VAE does not fit them; name another --vae, or lower "
+                "--min-psnr"
+            )
+        return [round(value, 2) for value in psnr]
+
+    def _publish_latents(
+        self, unit: Unit, kind: str, encoded: _Encoded, latents: np.ndarray, print_: str
+    ) -> tuple[Record, list[Record]]:
+        schema = self._schema(unit.source, kind, print_)
+        stem = f"{family(self.options.bucket)}/{fingerprint(unit.id, print_, kind)}"
+        sizes, crops = np.array(encoded.sizes, np.int32), np.array(encoded.crops, np.int32)
+        main = publish(
+            self.data,
+            f"{stem}.arrow",
+            lambda file: write_latents(file, schema, encoded.uids, latents, sizes, crops),
+        )
+        files, teacher = [main], None
+        if self.options.teacher_size:
+            files.append(
+                publish(
+                    self.data,
+                    f"{stem}.teacher.arrow",
+                    lambda file: write_teacher(file, schema, encoded.uids, encoded.teachers),
+                )
+            )
+            teacher = files[-1]["path"]
+        shard = {
+            "path": main["path"],
+            "teacher_path": teacher,
+            "source": unit.source,
+            "kind": kind,
+            "bucket": list(schema.bucket),
+            "rows": len(latents),
+            "bytes": main["bytes"],
+            "xxh3": main["xxh3"],
+            "unit": unit.id,
+        }
+        return shard, files
+
+    def _publish_text(self, shard: Record, texts: list[TextRow], task: dict[str, Any]) -> Record:
+        schema = self._schema(shard["source"], shard["kind"], task["latents"])
+        schema = replace(schema, fingerprints={**schema.fingerprints, "captions": task["captions"]})
+        name = fingerprint(shard["path"], task["captions"])
+        return publish(
+            self.data,
+            f"{family(self.options.bucket)}/{name}.text.arrow",
+            lambda file: write_text(file, schema, texts),
+        )
+
+    def _schema(self, source: str, kind: str, print_: str) -> ShardSchema:
+        mean, std = (tuple(v.tolist()) for v in (self.vae.latent_mean, self.vae.latent_std))
+        return ShardSchema(
+            source, kind, self.options.bucket, self.vae.weights_hash, mean, std, CROP, {"latents": print_}
+        )
+
+
+def read_texts(rows: list[Facts], captions: Any) -> tuple[dict[str, TextRow], Failures]:
+    """The text of each row by uid, and the rows that have none.
+
+    `captions`: the table of `read_captions`, or None where jobs.recaption did not run: sources' own texts then.
+    """
+    texts: dict[str, TextRow] = {}
+    untold: Failures = {}
+    made = captions.to_pylist() if captions is not None else [None] * len(rows)
+    for row, caption in zip(rows, made, strict=True):
+        uid = row["uid"]
+        text = row["text"] if caption is None else caption["text"]
+        if row["kind"] == "conversation":
+            texts[uid] = TextRow(uid, messages=row["conversations"])
+        elif text:
+            told = caption or {"captioner": None, "prompt_id": None}
+            texts[uid] = TextRow(uid, text, "", told["captioner"] or "", told["prompt_id"] or "")
+        else:
+            reason = (caption or {}).get("finish_reason") or ""
+            untold[uid] = (reason.removeprefix("failed:") or "no_text", UNTOLD)
+    return texts, untold
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=TEACHER_QUALITY, subsampling=0)
+    return buffer.getvalue()
