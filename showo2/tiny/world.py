@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+MIX = (25, 40, 20, 15)  # per cent of scenes with one object, two in a relation, equal ones, mixed ones
 _MARGIN = 0.03  # between an object and the border
 _GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so that a judge can part them
 _CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
@@ -247,11 +248,11 @@ def _wordings(description: Description) -> Iterator[Description]:
         yield Description(description.groups[::-1], relation=turned)
 
 
-def draw_scene(rng: random.Random, held_out: bool = False) -> Scene:
+def draw_scene(rng: random.Random, held_out: bool = False, mix: tuple[int, int, int, int] = MIX) -> Scene:
     """Draw a scene: for training (no held-out prompt describes it), or one that a held-out prompt describes.
 
-    A quarter of the scenes has one object at a place, two fifths two objects in a relation, a fifth two to four equal
-    objects, the rest three or four mixed ones.
+    `mix` weighs the four kinds: one object at a place, two objects in a relation, two to four equal objects, three or
+    four mixed ones.
     """
     while True:
         layouts: tuple[Callable[[random.Random], Scene], ...] = (
@@ -260,7 +261,7 @@ def draw_scene(rng: random.Random, held_out: bool = False) -> Scene:
             _draw_same,
             _draw_mixed,
         )
-        scene = rng.choices(layouts, (25, 40, 20, 15))[0](rng)
+        scene = rng.choices(layouts, mix)[0](rng)
         fits = all(separate(a, b) for a, b in combinations(scene.objects, 2))
         if fits and is_held_out(describe(scene)) == held_out:
             return scene

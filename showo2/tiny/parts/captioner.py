@@ -18,7 +18,7 @@ from transformers import (
 
 from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, pictures, to_pixels
 from showo2.tiny.parts.siglip import image_processor
-from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Scene, describe, parse, summarise
+from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Description, Scene, describe, parse, summarise
 
 _BATCH = 64
 _TEMPLATE = (
@@ -144,7 +144,7 @@ def _exact(scenes: list[Scene], told: list[str], style: str) -> float:
     return sum(right) / len(right)
 
 
-def _read(text: str):
+def _read(text: str) -> Description | None:
     try:
         return parse(text).canonical()
     except ValueError:
@@ -163,7 +163,7 @@ def _facts(scenes: list[Scene], told: list[str]) -> dict[str, float]:
     return {kind: sum(values) / len(values) for kind, values in right.items()}
 
 
-def _fact(kind: str, description) -> object:
+def _fact(kind: str, description: Description) -> object:
     if kind == "relations_right":
         return description.relation, description.place
     attribute = "colour" if kind == "colours_right" else "shape"

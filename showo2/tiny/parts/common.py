@@ -22,15 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from showo2.tiny.render import render
-from showo2.tiny.world import Scene, draw_scene
+from showo2.tiny.world import MIX, Scene, draw_scene
 
 SIZE = 64  # pixels a side that every part works at
 
 
-def draw_scenes(count: int, seed: int, held_out: bool = False) -> list[Scene]:
+def draw_scenes(
+    count: int, seed: int, held_out: bool = False, mix: tuple[int, int, int, int] = MIX
+) -> list[Scene]:
     """`count` scenes; training scenes unless `held_out`."""
     rng = random.Random(seed)
-    return [draw_scene(rng, held_out) for _ in range(count)]
+    return [draw_scene(rng, held_out, mix) for _ in range(count)]
 
 
 def photograph(scene: Scene, rng: random.Random) -> Image.Image:
