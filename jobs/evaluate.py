@@ -55,8 +55,8 @@ def run(config: Evaluate) -> Report:
     )
     if config.save is not None:
         config.save.mkdir(parents=True, exist_ok=True)
-        for i, item in enumerate([*report.drawn, *report.asked]):
-            item.image.save(config.save / f"{i:05d}.png")
+        for i, image in enumerate([*(d.image for d in report.drawn), *(a.image for a in report.asked)]):
+            image.save(config.save / f"{i:05d}.png")
     return report
 
 

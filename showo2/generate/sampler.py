@@ -96,7 +96,8 @@ def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise:
     """
     guided = sampling.guidance != 1
     frames, height, width = noise.shape[2:]
-    velocity = Velocity(model, special, texts + [[]] * len(texts) * guided, (frames, height, width))
+    no_texts: list[list[int]] = [[] for _ in texts] if guided else []
+    velocity = Velocity(model, special, texts + no_texts, (frames, height, width))
     x = noise.float()
     for t, following in pairwise(flow.sampling_times(sampling.points).to(x.device)):
         v = velocity(x, t)
