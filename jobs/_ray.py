@@ -6,15 +6,12 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-
-from jobs._console import told_plainly
+from ray.exceptions import RayError
 
 _PROJECT = Path(__file__).resolve().parents[1]
 _PREFIX = "showo2-ray-"
@@ -44,9 +41,13 @@ def _attach(address: str) -> None:
     """A submitted job brings its own working_dir; a driver started by hand on a cluster's node has to send one."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     runtime_env = {} if submitted else {"working_dir": str(_PROJECT), "excludes": [".venv", ".git", "runs"]}
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit() and "://" not in address:
+            # Ray itself takes half a minute to say that nobody listens.
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
-    except (ConnectionError, RayError) as error:
+    except (OSError, RayError) as error:
         raise ConnectionError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; unset RAY_ADDRESS to run on this machine alone"
         ) from error
@@ -104,25 +105,3 @@ def _alive(process: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
-
-
-@contextmanager
-def running(num_cpus: int | None = None) -> Iterator[None]:
-    """A job's whole run: connected to Ray, with a user's mistakes told in a line rather than a traceback."""
-    with told_plainly(), _as_the_worker_saw_it():
-        connect(num_cpus)
-        yield
-
-
-@contextmanager
-def _as_the_worker_saw_it() -> Iterator[None]:
-    """Ray wraps a worker's error in one or two of its own; whoever asked wants the first."""
-    try:
-        yield
-    except RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None and (isinstance(cause, RayError) or not isinstance(cause, (ValueError, OSError))):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error

@@ -1,0 +1,137 @@
+"""What the demo knows and no real run does: the truth about its world. Captions and held-out prompts against it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.facts import uid_of
+from pipelines.rows import MediaReader, load_selection, open_picture, read_captions, read_rows
+from showo2.evaluate.suite import Suite, picture_prompts
+from showo2.shards import Manifest
+from showo2.tiny.world import STYLES, Object, Scene, describe, is_held_out, parse, satisfies
+from showo2.train import meters
+
+_SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A kept picture of the web: its alt text, its new caption, and whether each is right."""
+
+    uid: str
+    before: str
+    after: str
+    was_right: bool
+    right: bool
+    tar: str
+    offset: int
+    size: int
+
+
+def truth(world: Path) -> dict[str, Scene]:
+    """{uid: what the picture shows} of every row that was written."""
+    scenes = {}
+    for path in sorted((world / "truth").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            scenes[uid_of(row["source"], row["key"])] = Scene(tuple(Object(**thing) for thing in row["scene"]))
+    return scenes
+
+
+def is_right(text: str, scene: Scene) -> bool:
+    """Whether a caption describes exactly this scene; what is no caption of this world is not right."""
+    try:
+        return satisfies(scene, parse(text))
+    except ValueError:
+        return False
+
+
+def caption_quality(world: Path, data: str, folder: Path) -> dict[str, Any]:
+    """Shares of right captions among the web's kept pictures, before and after; some pictures go to `folder`."""
+    scenes = truth(world)
+    rows = list(_recaptioned(data, scenes))
+    chosen = random.Random(0).sample(sorted(rows, key=lambda row: row.uid), min(_SHOWN, len(rows)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in chosen:
+        with contextlib.closing(MediaReader(row.tar)) as media:
+            image = open_picture(media.read(row.offset, row.size), 128)
+        image.thumbnail((128, 128))
+        image.save(folder / f"{row.uid}.png")
+    examples = [{"file": f"{r.uid}.png", "before": r.before, "after": r.after, "right": r.right} for r in chosen]
+    return {"rows": len(rows), "before": _share([row.was_right for row in rows]),
+            "after": _share([row.right for row in rows]), "examples": examples}  # fmt: skip
+
+
+def _recaptioned(data: str, scenes: dict[str, Scene]) -> Iterator[Captioned]:
+    for unit in load_selection(data).units:
+        captions = read_captions(data, unit) if unit.unit.source == "web" else None
+        if captions is None:
+            continue
+        columns = read_rows(data, unit).select(["uid", "text", "tar", "offset", "size"]).to_pylist()
+        for row, caption in zip(columns, captions["text"].to_pylist(), strict=True):
+            scene, before = scenes[row["uid"]], row.pop("text") or ""
+            yield Captioned(before=before, after=caption, was_right=is_right(before, scene),
+                            right=is_right(caption, scene), **row)  # fmt: skip
+
+
+def held_out(world: Path, data: str, suite: Suite) -> str:
+    """A line for people. Raises RuntimeError where training met what is asked: a prompt in whatever wording, or a
+    picture that a held-out prompt describes."""
+    asked = {prompt for _, prompt in picture_prompts(suite)}
+    texts, uids = training_set(data)
+    met = sorted(text for text in texts if text in asked or _tells_held_out(text))
+    if met:
+        raise RuntimeError(f"{len(met)} of {len(texts)} training captions tell a held-out prompt, say {met[0]!r}")
+    scenes = truth(world)
+    seen = [uid for uid in uids if any(is_held_out(describe(scenes[uid], style)) for style in STYLES)]
+    if seen:
+        raise RuntimeError(f"{len(seen)} of {len(uids)} training pictures show a held-out prompt, say {seen[0]}")
+    return (f"none of the {len(asked)} prompts is told, in whatever wording, by any of the {len(texts):,} training "
+            f"captions, and none of the {len(uids):,} training pictures shows one")  # fmt: skip
+
+
+def training_set(data: str) -> tuple[set[str], list[str]]:
+    """(captions of pairs, uids of all rows) of the shards that training reads."""
+    texts, uids = set(), []
+    for _, reader in Manifest.load(f"{data}/latents").readers():
+        for i in range(len(reader)):
+            row = reader.text(i)
+            uids.append(row.uid)
+            if row.kind == "pair":
+                texts.add(row.text)
+    return texts, uids
+
+
+def _tells_held_out(text: str) -> bool:
+    try:
+        return is_held_out(text)
+    except ValueError:
+        return False
+
+
+def last_metrics(run: Path) -> dict[str, Any]:
+    """The last logged step of a run."""
+    return [line for line in meters.read(run / meters.METRICS) if "loss" in line and "step_s" in line][-1]
+
+
+def picture(path: Path) -> Image.Image:
+    """A picture file, decoded."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def write(path: Path, value: Any) -> None:
+    """A JSON file."""
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _share(verdicts: list[bool]) -> float:
+    return sum(verdicts) / max(1, len(verdicts))
