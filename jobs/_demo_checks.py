@@ -77,44 +77,35 @@ def _recaptioned(data: str, scenes: dict[str, Scene]) -> Iterator[Captioned]:
             continue
         columns = read_rows(data, unit).select(["uid", "text", "tar", "offset", "size"]).to_pylist()
         for row, caption in zip(columns, captions["text"].to_pylist(), strict=True):
-            scene, before = scenes[row["uid"]], row.pop("text") or ""
+            scene, before, caption = scenes[row["uid"]], row.pop("text") or "", caption or ""
             yield Captioned(before=before, after=caption, was_right=is_right(before, scene),
                             right=is_right(caption, scene), **row)  # fmt: skip
 
 
 def held_out(world: Path, data: str, suite: Suite) -> str:
-    """A line for people. Raises RuntimeError where training met what is asked: a prompt in whatever wording, or a
-    picture that a held-out prompt describes."""
+    """A line for people. Raises RuntimeError where training met what is asked: the prompt of a picture as a caption,
+    or a picture that a held-out prompt describes."""
     asked = {prompt for _, prompt in picture_prompts(suite)}
     texts, uids = training_set(data)
-    met = sorted(text for text in texts if text in asked or _tells_held_out(text))
-    if met:
-        raise RuntimeError(f"{len(met)} of {len(texts)} training captions tell a held-out prompt, say {met[0]!r}")
+    if met := sorted(asked & texts):
+        raise RuntimeError(f"{len(met)} of {len(asked)} prompts are training captions, say {met[0]!r}")
     scenes = truth(world)
     seen = [uid for uid in uids if any(is_held_out(describe(scenes[uid], style)) for style in STYLES)]
     if seen:
         raise RuntimeError(f"{len(seen)} of {len(uids)} training pictures show a held-out prompt, say {seen[0]}")
-    return (f"none of the {len(asked)} prompts is told, in whatever wording, by any of the {len(texts):,} training "
-            f"captions, and none of the {len(uids):,} training pictures shows one")  # fmt: skip
+    return (f"none of the {len(asked)} prompts is among the {len(texts):,} different training captions, and none of the "
+            f"{len(uids):,} training pictures shows a held-out one")  # fmt: skip
 
 
 def training_set(data: str) -> tuple[set[str], list[str]]:
     """(captions of pairs, uids of all rows) of the shards that training reads."""
-    texts, uids = set(), []
-    for _, reader in Manifest.load(f"{data}/latents").readers():
-        for i in range(len(reader)):
-            row = reader.text(i)
-            uids.append(row.uid)
-            if row.kind == "pair":
-                texts.add(row.text)
+    texts: set[str] = set()
+    uids: list[str] = []
+    for shard, reader in Manifest.load(f"{data}/latents").readers():
+        rows = [reader.text(i) for i in range(len(reader))]
+        uids += [row.uid for row in rows]
+        texts |= {row.text for row in rows if shard.kind == "pair"}
     return texts, uids
-
-
-def _tells_held_out(text: str) -> bool:
-    try:
-        return is_held_out(text)
-    except ValueError:
-        return False
 
 
 def last_metrics(run: Path) -> dict[str, Any]:

@@ -68,8 +68,11 @@ def curation_samples(data: str) -> dict[str, list[dict[str, Any]]]:
         samples.add(record["samples"])
     chosen = Samples({account: entries[:_THUMBNAILS] for account, entries in samples.entries.items()})
     order = ("kept", "dropped", "duplicate", "failed")
-    drawn_samples = draw_samples(chosen, _MAX_PIXELS)
-    return dict(sorted(drawn_samples.items(), key=lambda item: (order.index(item[0].split(":")[0]), item[0])))
+    entries = {
+        account: [{"thumbnail": None, **entry} for entry in some]
+        for account, some in draw_samples(chosen, _MAX_PIXELS).items()
+    }
+    return dict(sorted(entries.items(), key=lambda item: (order.index(item[0].split(":")[0]), item[0])))
 
 
 def drawn(out: Path) -> list[dict[str, Any]]:

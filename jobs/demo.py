@@ -32,6 +32,7 @@ from showo2.evaluate.shapes import judge_picture
 from showo2.evaluate.suite import Asked, Suite, picture_prompts, scene_questions
 from showo2.generate import Showo2Pipeline
 from showo2.tiny.sources import SHARES, Options, write_sources
+from showo2.tiny.world import CATEGORIES, prompts
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def curate_world(demo: Demo) -> str:
 def recaption_world(demo: Demo) -> str:
     """Captions of the web's pictures, compared with the truth before and after."""
     connect()
-    report = recaption(RecaptionConfig(data=str(demo.out / "data")))
+    asked = demo.out / "evaluation_prompts.txt"
+    asked.write_text("".join(f"{prompt}\n" for c in CATEGORIES for prompt in prompts(c, held_out=True)))
+    report = recaption(RecaptionConfig(data=str(demo.out / "data"), refuse=str(asked)))
     quality = checks.caption_quality(demo.out / "world", str(demo.out / "data"), demo.out / "captions")
     checks.write(demo.out / "captions.json", quality)
     return (f"{quality['rows']:,} pictures described with {report.tokens:,} tokens; captions that are right: "
@@ -142,7 +145,8 @@ def stage(demo: Demo, name: str) -> str:
         recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1)
     folder = demo.out / "runs" / name
     init = str(demo.out / "runs" / before[-1]) if before else None
-    outcome = train(Train(recipe, (str(demo.out / "data"),), folder, init))
+    workers = 0 if demo.quick else 2
+    outcome = train(Train(recipe, (str(demo.out / "data"),), folder, init, workers))
     if outcome != "finished":
         raise KeyboardInterrupt
     last = checks.last_metrics(folder)

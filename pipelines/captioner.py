@@ -70,6 +70,16 @@ def load_prompts(captioner: str, path: str | None) -> tuple[Prompt, ...]:
     return prompts
 
 
+def load_refused(path: str | None) -> list[str]:
+    """The texts of a file, one a line, that no caption may equal; none without a file."""
+    if path is None:
+        return []
+    try:
+        return sorted({line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--refuse {path}: {error}") from error
+
+
 def choose_prompt(uid: str, prompts: tuple[Prompt, ...]) -> Prompt:
     """By a hash of the uid: the same one in every run."""
     return prompts[xxhash.xxh3_64_intdigest(uid.encode()) % len(prompts)]
@@ -110,7 +120,7 @@ class Captioner:
     def __init__(
         self, folder: str, name: str, prompts: list[dict[str, str]], options: dict[str, Any]
     ) -> None:
-        """`options`: batch, max_new_tokens, skip_sources, gpu."""
+        """`options`: batch, max_new_tokens, skip_sources, refuse, gpu."""
         self.name = name
         self.prompts = tuple(Prompt(**prompt) for prompt in prompts)
         self.options = options
@@ -191,6 +201,8 @@ class Captioner:
                 text, reason, tokens = None, f"failed:{picture.error}", 0
             else:
                 text, reason, tokens = next(said)
+                if text in self.options["refuse"]:
+                    text, reason = None, "failed:evaluation_prompt"
             answers.append(
                 {
                     "text": text,

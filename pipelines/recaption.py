@@ -9,7 +9,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.captioner import VERSION, Captioner, Prompt, load_prompts, local_model, weights_hash
+from pipelines.captioner import (
+    VERSION,
+    Captioner,
+    Prompt,
+    load_prompts,
+    load_refused,
+    local_model,
+    weights_hash,
+)
 from pipelines.ledger import LedgerError
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish_json
@@ -29,6 +37,8 @@ class RecaptionConfig:
     """JSON file [{"id", "text"}, ...]; each picture gets one, by its uid. Default: the captioner's own."""
     skip_sources: tuple[str, ...] = ("synthetic", "instruct")
     """Sources whose rows keep their text."""
+    refuse: str | None = None
+    """File of texts, one a line, that no caption may equal: the prompts of evaluation sets."""
     batch: int = 64
     max_new_tokens: int = 64
     workers: int = 2
@@ -80,6 +90,7 @@ def _caption_stage(
         "batch": config.batch,
         "max_new_tokens": config.max_new_tokens,
         "skip_sources": sorted(config.skip_sources),
+        "refuse": load_refused(config.refuse),
         "gpu": config.gpus_per_worker > 0,
     }
     name = f"{config.captioner}@{weights_hash(folder)[:16]}"
