@@ -88,6 +88,8 @@ def shard(root: nn.Module, units: Sequence[nn.Module], workers: Workers, smalles
         if isinstance(module, FSDPModule):
             # Losses are divided by global counts: the mean over ranks would divide twice.
             module.set_gradient_divide_factor(1.0)
+            # Gloo knows no premultiplied sum, which is what a factor becomes otherwise.
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def set_gradient_sync(root: nn.Module, sync: bool) -> None:

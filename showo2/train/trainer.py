@@ -152,7 +152,7 @@ class Trainer:
             self._skip(step, batch, meters)
         if step.lost:
             lost = [message for part in self.workers.gather(batch.lost) for message in part]
-            self._event(meters, lost=lost)
+            self._event(meters, lost_rows=lost)
             if self.lost > self.recipe.max_damaged:
                 raise Diverged(f"{self.lost} rows could not be read, more than max_damaged={self.recipe.max_damaged}; "
                                f"the last ones: {'; '.join(lost[:5])}")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +21,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 from showo2.data.mixture import Entry
 from showo2.model import FlowHeadConfig
 from showo2.shards import Manifest, Shard, ShardSchema, TextRow, write_latents, write_teacher, write_text
+from showo2.train.meters import METRICS, read
+from showo2.train.parallel import join
 from showo2.train.recipe import PARTS, Group, ModelParts, Recipe
 from tests.generate.checkpoint import byte_tokenizer
 
@@ -93,3 +100,40 @@ def _jpeg(colour: str) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (64, 64), colour).save(out, "JPEG")
     return out.getvalue()
+
+
+def story(run: Path) -> list[dict[str, float]]:
+    """What a run's metrics say of each step, without what the clock said."""
+    timed = ("data_wait_s", "samples_per_s", "tokens_per_s", "step_s")
+    lines = [{k: v for k, v in line.items() if k not in timed} for line in read(run / METRICS)]
+    return [line for line in lines if "loss" in line]
+
+
+def ranks(world: int, function: Callable[..., None], *arguments: object) -> list[int]:
+    """Run `function(workers, *arguments)` in `world` real processes; their exit codes, negative for a signal."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # The parent has imported what takes seconds to import.
+    processes = [context.Process(target=_rank, args=(rank, world, port, function, arguments)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    _wait(processes)
+    return [process.exitcode or 0 for process in processes]
+
+
+def _rank(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(join(), *arguments)
+    # Past the interpreter's farewell: threads that the fork copied would keep it waiting.
+    os._exit(0)
+
+
+def _wait(processes: list[Any]) -> None:
+    """Until all have ended; when one dies, the others are killed, as Ray and torchrun do."""
+    while any(process.is_alive() for process in processes):
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.kill()
+        for process in processes:
+            process.join(0.02)

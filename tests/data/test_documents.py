@@ -1,0 +1,84 @@
+"""Documents are what the task says, fit the context, and every draw is a function of the sample alone."""
+
+import json
+
+import numpy as np
+import torch
+
+from showo2.data.documents import build, draw, teacher_pixels
+from showo2.sequence import IGNORE, Media, Text, length, pack
+from showo2.shards import Row, TextRow
+from tests.generate.checkpoint import byte_tokenizer
+from tests.train.small import _jpeg
+
+TOKENIZER = byte_tokenizer()
+SHAPE = (16, 1, 8, 8)
+
+
+def row(text="a red circle", turns=()):
+    messages = json.dumps([{"from": who, "value": value} for who, value in turns]) if turns else ""
+    return Row("0" * 32, "web", "pair", torch.zeros(SHAPE, dtype=torch.float16),
+               TextRow("0" * 32, "" if turns else text, messages), 512, 512, (0, 0, 512, 512))
+
+
+def made(task, of, context=128, dropout=0.0, number=0):
+    return build(task, of, draw(0, "e", number, SHAPE), TOKENIZER, context, "plain", dropout)
+
+
+def said(document):
+    return TOKENIZER.decode([i for part in document if isinstance(part, Text) for i in part.ids])
+
+
+def test_draws_depend_on_seed_entry_and_number_only():
+    one = draw(0, "e", 5, SHAPE)
+    assert torch.equal(one.noise, draw(0, "e", 5, SHAPE).noise) and one.t == draw(0, "e", 5, SHAPE).t
+    for other in (draw(1, "e", 5, SHAPE), draw(0, "f", 5, SHAPE), draw(0, "e", 6, SHAPE)):
+        assert not torch.equal(one.noise, other.noise) and one.t != other.t
+
+
+def test_draws_have_the_right_distributions():
+    draws = [draw(0, "e", n, (16,)) for n in range(4000)]
+    noise = torch.stack([d.noise for d in draws])
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    assert abs(np.mean([d.drop < 0.1 for d in draws]) - 0.1) < 0.02
+    # Half of the logit-normal draws lie below 1/2, which the shift by s = e^0.580 moves to 1/(1 + s).
+    assert abs(np.median([d.t for d in draws]) - 1 / (1 + np.exp(0.58))) < 0.02
+
+
+def test_generation_has_a_target_and_sometimes_no_caption():
+    document = made("generate", row())
+    media = document[1]
+    assert isinstance(media, Media) and media.target and media.noise is not None and 0 < media.t < 1
+    assert said(document) == "a red circle"
+    dropped = [said(made("generate", row(), dropout=0.1, number=n)) == "" for n in range(500)]
+    assert 0.05 < np.mean(dropped) < 0.15
+
+
+def test_understanding_reads_a_clean_picture():
+    for document in (made("caption", row()), made("converse", row(turns=[("human", "<image>\nq"), ("gpt", "red")]))):
+        media = next(part for part in document if isinstance(part, Media))
+        assert media.t == 1.0 and media.noise is None and not media.target
+
+
+def test_only_answers_are_supervised():
+    document = made("converse", row(turns=[("human", "<image>\nwhat?"), ("gpt", "red")]))
+    packed = pack([[document]], 64, TOKENIZER.special)
+    targets = packed.labels[packed.labels != IGNORE].tolist()
+    assert targets == [*TOKENIZER.encode("red"), TOKENIZER.special.eos]
+
+
+def test_long_captions_are_cut_to_the_context():
+    for task in ("generate", "caption"):
+        assert length(made(task, row("long " * 100), context=64)) == 64
+
+
+def test_long_conversations_lose_their_last_turns():
+    turns = [("human", "<image>\nwhat colour?"), ("gpt", "red"), ("human", "and " * 20), ("gpt", "blue")]
+    assert said(made("converse", row(turns=turns), context=64)) == "what colour? red"
+    assert made("converse", row(turns=[("human", "long " * 50), ("gpt", "red")]), context=64) is None
+
+
+def test_teachers_picture_is_what_siglip_reads():
+    pixels = teacher_pixels(_jpeg("red"), 32)
+    assert pixels.shape == (3, 32, 32)
+    assert pixels[0].mean() > 0.95 and pixels[1].mean() < -0.95

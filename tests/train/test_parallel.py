@@ -1,0 +1,130 @@
+"""Two real processes on gloo: the same samples and losses as one, and nothing hangs where a rank has no work."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from showo2.data.loader import Loader
+from showo2.data.mixture import Entry
+from showo2.train.losses import Unified
+from showo2.train.optimizer import local
+from showo2.train.parallel import Workers, blocks, shard
+from showo2.train.recipe import Group
+from showo2.train.trainer import Trainer
+from tests.train.small import ranks, small_recipe, story
+
+
+def train(workers, recipe, data, out, kill_at=None, stop_at=None):
+    """Run, noting each step's samples; rank 1 is killed in the middle of step `kill_at`."""
+    asked = iter(range(1000))
+    trainer = Trainer(recipe, data, out, workers=workers, stop=lambda: next(asked) == stop_at)
+    real = trainer._count
+
+    def count(batch):
+        if workers.rank == 1 and trainer.done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(out / f"samples-{trainer.done}-{workers.rank}of{workers.world}.json", "w") as file:
+            json.dump(batch.uids, file)
+        return real(batch)
+
+    trainer._count = count
+    trainer.run()
+
+
+def samples(out, step):
+    return sorted(uid for file in out.glob(f"samples-{step}-*") for uid in json.loads(file.read_text()))
+
+
+def assert_close(run, other):
+    assert len(story(run)) == len(story(other)) > 0
+    for mine, theirs in zip(story(run), story(other), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def weights(run):
+    return (run / "export" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, data, parts):
+    out = tmp_path_factory.mktemp("alone")
+    train(Workers(), small_recipe(parts), data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, data, parts):
+    out = tmp_path_factory.mktemp("both")
+    assert ranks(2, train, small_recipe(parts), data, out) == [0, 0]
+    return out
+
+
+def test_two_workers_do_what_one_does(alone, both):
+    assert_close(both, alone)
+    for step in range(6):
+        assert samples(both, step) == samples(alone, step)
+        assert len(samples(both, step)) == 8
+
+
+def test_killed_worker_and_run_again_is_bit_equal(both, tmp_path, data, parts):
+    recipe = small_recipe(parts)
+    assert -signal.SIGKILL in ranks(2, train, recipe, data, tmp_path, 5)
+    assert ranks(2, train, recipe, data, tmp_path) == [0, 0]
+    assert story(tmp_path) == story(both)
+    assert weights(tmp_path) == weights(both)
+
+
+def test_another_number_of_workers_goes_on_with_the_same_samples(alone, tmp_path, data, parts):
+    recipe = small_recipe(parts)
+    assert ranks(2, train, recipe, data, tmp_path, None, 1) == [0, 0]
+    assert len(story(tmp_path)) == 2
+    train(Workers(), recipe, data, tmp_path, stop_at=1)
+    assert len(story(tmp_path)) == 4
+    assert ranks(3, train, recipe, data, tmp_path) == [0, 0, 0]
+    assert_close(tmp_path, alone)
+    for step in range(6):
+        assert samples(tmp_path, step) == samples(alone, step)
+
+
+def test_accumulating_is_the_same_update(alone, tmp_path, data, parts):
+    Trainer(small_recipe(parts, accumulate=2), data, tmp_path).run()
+    assert_close(tmp_path, alone)
+
+
+def test_worker_without_any_sample_neither_hangs_nor_spoils_the_loss(tmp_path, data, parts):
+    recipe = small_recipe(parts, mixture=(Entry("generate", "generate", "pair", 1),), steps=2, checkpoint_every=9)
+    assert ranks(2, train, recipe, data, tmp_path / "two") == [0, 0]
+    Trainer(recipe, data, tmp_path / "one").run()
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_distillation_shards_the_semantic_layers_alone(tmp_path, data, parts):
+    recipe = small_recipe(parts, mixture=(Entry("p", "distill", "pair", 3),), steps=2,
+                          groups=(Group(("semantic.",), 1e-3),))
+    assert ranks(2, train, recipe, data, tmp_path / "two") == [0, 0]
+    Trainer(recipe, data, tmp_path / "one").run()
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def gradients(workers, recipe, data, out, smallest):
+    """Gradient of each rank's half of the batch, every block a sharded unit of its own where `smallest` is 0."""
+    trainer = Trainer(recipe, data, out / str(workers.world))
+    model = trainer.model
+    loader = Loader(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world)
+    shard(model, blocks(model), workers, smallest)
+    Unified(model, 0.3).sums(loader.prepare().micro[0]).sum().backward()
+    norms = torch.stack([local(p.grad).double().square().sum() for p in model.parameters()])
+    norms = workers.sum(norms)
+    if workers.first:
+        torch.save(norms, out / f"{workers.world}.pt")
+
+
+def test_every_block_a_unit_gives_the_same_gradients(tmp_path, data, parts):
+    recipe = small_recipe(parts)
+    gradients(Workers(), recipe, data, tmp_path, 0)
+    assert ranks(2, gradients, recipe, data, tmp_path, 0) == [0, 0]
+    one, two = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-9)
