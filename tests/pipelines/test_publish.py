@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.publish import (
@@ -30,6 +30,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), PLAIN))
 def test_fingerprint_ignores_the_order_of_keys(value):
     assert fingerprint(value) == fingerprint(dict(reversed(list(value.items()))))

@@ -116,12 +116,13 @@ def test_large_members_are_passed_over():
     assert [m.data is None for m in items] == [len(data) > 1000 for _, data in FILES]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000))
 def test_never_raises_on_noise(noise):
     list(TarReader(io.BytesIO(noise)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 20 * BLOCK), st.binary(min_size=1, max_size=40))
 def test_never_raises_and_never_invents_on_overwritten_archives(at, patch):
     data = bytearray(archive(FILES))
