@@ -19,6 +19,11 @@ import jobs  # noqa: F401  (sets Ray's environment before any test imports Ray)
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests without Ray first: they are quick, and fail early."""
+    items.sort(key=lambda item: bool({"ray_session", "cluster"} & set(getattr(item, "fixturenames", ()))))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One private cluster of two logical CPUs, started by the first test that asks for it."""

@@ -15,6 +15,9 @@ from showo2.tiny.world import CATEGORIES
 STEPS = ["world", "curate", "recaption", "encode", "distill", "stage1", "stage2", "generate", "answer", "evaluate", "check"]
 
 
+pytestmark = pytest.mark.timeout(400)  # the first test waits for the whole demo
+
+
 @pytest.fixture(scope="module")
 def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     made = Demo(tmp_path_factory.mktemp("demo") / "out", pictures=60, quick=True)
@@ -22,7 +25,6 @@ def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return made
 
 
-@pytest.mark.timeout(300)
 def test_every_step_is_done_and_says_what_came_of_it(demo: Demo) -> None:
     journal = json.loads((demo.out / "steps.json").read_text())
     assert list(journal) == STEPS
