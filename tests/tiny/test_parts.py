@@ -114,8 +114,24 @@ def test_a_still_video_has_still_latents():
     assert torch.allclose(restored[:, :, 0], restored[:, :, 4], atol=1e-3)
 
 
+def test_every_part_trains_and_is_saved_in_its_format(tmp_path):
+    effort = 0.003
+    llm.train(tmp_path / "llm", effort)
+    siglip.train(tmp_path / "siglip", effort)
+    vae.train(tmp_path / "vae", effort)
+    captioner.train(tmp_path / "captioner", tmp_path / "siglip", tmp_path / "llm", effort)
+    assert llm.evaluate(tmp_path / "llm", samples=4)["questions"] > 4
+    assert siglip.evaluate(tmp_path / "siglip", samples=64)["pictures"] >= 32
+    assert vae.evaluate(tmp_path / "vae", samples=4)["psnr_db"] > 5
+    assert 0 <= captioner.evaluate(tmp_path / "captioner", samples=4)["full_exact"] <= 1
+    for part in PARTS:
+        names = {p.name for p in (tmp_path / part).iterdir()}
+        shipped = {p.name for p in (_WEIGHTS / part).iterdir()} - {"quality.json"}
+        assert names == shipped
+
+
 def test_patch_labels_mark_where_objects_lie():
-    labels = siglip.patch_labels(world.Scene((world.Object("green", "square", 0.25, 0.25, 0.12),)))
+    labels = siglip.patch_labels([world.Scene((world.Object("green", "square", 0.25, 0.25, 0.12),))])
     kind = list(world.COLOURS).index("green") * 3 + world.SHAPES.index("square")
     assert labels.reshape(4, 4, 24)[:2, :2, kind].all() and labels.sum() == 4
 

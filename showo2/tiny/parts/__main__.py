@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from showo2.tiny.parts.card import write_card
-from showo2.tiny.parts.lanes import LANES, PARTS, run_lane
+from showo2.tiny.parts.phases import PARTS, PHASES, run_part
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,11 @@ class Options:
     """Train the small parts of the world of shapes."""
 
     out: Path
-    """Folder for the parts; siglip needs llm there, captioner needs llm and siglip."""
+    """Folder for the parts; the captioner needs llm and siglip there."""
     only: str = ",".join(PARTS)
     """Which parts to train, separated by commas."""
     effort: float = 1.0
-    """Share of the usual number of steps; 1 takes about half an hour on two cores."""
+    """Share of the usual steps (and scenes, below 1); 1 takes about 40 minutes on two cores."""
 
 
 def main(options: Options) -> None:
@@ -28,22 +28,25 @@ def main(options: Options) -> None:
     unknown = sorted(set(wanted) - set(PARTS))
     if unknown:
         raise SystemExit(f"--only {','.join(unknown)}: no such part; known: {','.join(PARTS)}")
-    lanes = [[part for part in lane if part in wanted] for lane in LANES]
-    processes = [
-        multiprocessing.get_context("spawn").Process(
-            target=run_lane, args=(lane, options.out, options.effort)
-        )
-        for lane in lanes
-        if lane
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit("a part could not be trained; its error stands above")
+    for phase in PHASES:
+        run_together([part for part in phase if part in wanted], options)
     write_card(options.out)
     print(f"parts and {options.out / 'MODEL_CARD.md'} are ready")
+
+
+def run_together(parts: list[str], options: Options) -> None:
+    """Train parts side by side and wait for all of them; SystemExit where one fails."""
+    spawn = multiprocessing.get_context("spawn")
+    running = {
+        part: spawn.Process(target=run_part, args=(part, options.out, options.effort)) for part in parts
+    }
+    for process in running.values():
+        process.start()
+    for process in running.values():
+        process.join()
+    failed = [part for part, process in running.items() if process.exitcode]
+    if failed:
+        raise SystemExit(f"{', '.join(failed)}: training failed; the error stands above")
 
 
 if __name__ == "__main__":

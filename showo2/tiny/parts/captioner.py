@@ -1,4 +1,7 @@
-"""The captioner: LLaVA from SigLIP's vision tower and the language model, for three kinds of captions."""
+"""The captioner: LLaVA from SigLIP's vision tower and the language model, for three kinds of captions.
+
+As SigLIP's, its vision tower also learns to name what lies in each patch; the head for that is not kept.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -16,8 +19,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, pictures, to_pixels
-from showo2.tiny.parts.siglip import image_processor
+from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, pictures, share, to_pixels
+from showo2.tiny.parts.siglip import image_processor, patch_head, patch_labels
 from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Description, Scene, describe, parse, summarise
 
 _BATCH = 64
@@ -73,12 +76,13 @@ def prompt_text(processor: LlavaProcessor, prompt: str) -> str:
 
 
 def train(folder: Path, siglip: Path, llm: Path, effort: float = 1.0, seed: int = 4) -> None:
-    """Train all of it and save; `effort` scales the number of steps."""
+    """Train all of it and save; `effort` scales the work."""
     torch.manual_seed(seed)
     model, processor = build(siglip, llm)
-    scenes = draw_scenes(40_000, seed)
+    scenes = draw_scenes(share(40_000, effort), seed)
     images, rows = pictures(scenes, seed), {s: _rows(processor, scenes, s) for s in STYLES}
-    steps, pad = round(1300 * effort), processor.tokenizer.pad_token_id
+    steps, pad = round(3_100 * effort), processor.tokenizer.pad_token_id
+    labels, dense = patch_labels(scenes), patch_head(model.config.vision_config.hidden_size)
     order = batches(len(images), _BATCH, steps, seed)
 
     def loss_of(step: int) -> Tensor:
@@ -88,10 +92,17 @@ def train(folder: Path, siglip: Path, llm: Path, effort: float = 1.0, seed: int 
         longest = max(len(answers[i]) for i in chosen)
         ids = torch.tensor([prefix + answers[i] + [pad] * (longest - len(answers[i])) for i in chosen])
         pixels = to_pixels(images[chosen], noise=2.0)
+        seen: list[Tensor] = []
+        hook = model.model.vision_tower.register_forward_hook(
+            lambda _, __, out: seen.append(out.last_hidden_state)
+        )
         logits = model(input_ids=ids, pixel_values=pixels, logits_to_keep=longest + 1).logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, len(prefix) :].flatten(), ignore_index=pad)
+        hook.remove()
+        named = F.binary_cross_entropy_with_logits(dense(seen[0]), labels[chosen])
+        told = F.cross_entropy(logits.flatten(0, 1), ids[:, len(prefix) :].flatten(), ignore_index=pad)
+        return told + 2 * named
 
-    fit("captioner", model, steps, 1.5e-3, loss_of, weight_decay=0.01)
+    fit("captioner", nn.ModuleList([model, dense]), steps, 1.5e-3, loss_of, weight_decay=0.01)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     halve(folder)

@@ -4,20 +4,13 @@ import io
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,6 +26,11 @@ def draw_scenes(
     """`count` scenes; training scenes unless `held_out`."""
     rng = random.Random(seed)
     return [draw_scene(rng, held_out, mix) for _ in range(count)]
+
+
+def share(count: int, effort: float) -> int:
+    """How many of `count` scenes an effort below 1 is worth."""
+    return round(count * min(1.0, effort))
 
 
 def photograph(scene: Scene, rng: random.Random) -> Image.Image:
@@ -60,7 +58,12 @@ def to_pixels(images: np.ndarray, noise: float = 0.0) -> Tensor:
 def batches(
     count: int, size: int, steps: int, seed: int, length: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """`steps` batches of `size` random indices below `count`; with `length`, each batch holds items of near lengths."""
+    """`steps` batches of `size` random indices below `count`; with `length`, each holds items of near lengths.
+
+    ValueError where there are fewer items than a batch takes.
+    """
+    if count < size:
+        raise ValueError(f"{count} items do not fill a batch of {size}: give more --effort")
     rng = np.random.default_rng(seed)
     drawn = 0
     while True:
@@ -91,34 +94,24 @@ def fit(
         optimizer, lambda i: min((i + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
     recent: list[float] = []
+    start = time.monotonic()
     model.train()
-    with _progress() as progress:
-        task = progress.add_task(name, total=steps, loss="")
-        for step in range(steps):
-            loss = loss_of(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            recent = [*recent[-49:], loss.item()]
-            progress.update(task, completed=step + 1, loss=f"loss {sum(recent) / len(recent):.4f}")
-            if not progress.console.is_terminal and (step + 1) % 100 == 0:
-                print(f"{name} {step + 1}/{steps} loss {sum(recent) / len(recent):.4f}", flush=True)
+    for step in range(1, steps + 1):
+        loss = loss_of(step - 1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent = [*recent[-49:], loss.item()]
+        if step % 100 == 0 or step == steps:
+            rate = step / (time.monotonic() - start)
+            left = (steps - step) / rate / 60
+            mean = sum(recent) / len(recent)
+            print(
+                f"{name} {step}/{steps}: loss {mean:.4f}, {rate:.1f} steps/s, {left:.1f} min left", flush=True
+            )
     model.eval()
-    return sum(recent) / len(recent)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        refresh_per_second=1,
-    )
 
 
 def halve(folder: Path) -> None:

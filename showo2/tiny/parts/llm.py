@@ -4,6 +4,7 @@ It is the frozen base of stage 1, so it has to know every word that a prompt or 
 """
 
 import random
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from showo2.tiny.parts.common import batches, draw_scenes, fit, halve
+from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, share
 from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Scene, describe, questions
 
 # In the order in which Show-o2 adds them to Qwen2.5's.
@@ -65,6 +66,14 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
+
+
+@cache
+def make_tokenizer(seed: int = 2) -> PreTrainedTokenizerFast:
+    """The tokenizer of the language model and of SigLIP's text tower, trained on 10,000 documents."""
+    made = documents(draw_scenes(10_000, seed, mix=_MIX), seed)
+    words = (text for document in made for text, _ in document)
+    return build_tokenizer([text.replace("<|im_start|>", "").replace("<|im_end|>", "") for text in words])
 
 
 def question_document(scene: Scene, rng: random.Random, chat: bool = False) -> Document:
@@ -127,12 +136,11 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor,
 
 
 def train(folder: Path, effort: float = 1.0, seed: int = 2) -> None:
-    """Train and save; `effort` scales the number of steps."""
+    """Train and save; `effort` scales the work."""
     torch.manual_seed(seed)
-    made = documents(draw_scenes(60_000, seed, mix=_MIX), seed)
-    words = [text for document in made[:10_000] for text, _ in document]
-    tokenizer = build_tokenizer(
-        [text.replace("<|im_start|>", "").replace("<|im_end|>", "") for text in words]
+    made, tokenizer = (
+        documents(draw_scenes(share(60_000, effort), seed, mix=_MIX), seed),
+        make_tokenizer(seed),
     )
     rows = encode(tokenizer, made)
     config = Qwen2Config(
@@ -149,7 +157,7 @@ def train(folder: Path, effort: float = 1.0, seed: int = 2) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model, steps = Qwen2ForCausalLM(config), round(4000 * effort)
+    model, steps = Qwen2ForCausalLM(config), round(4_000 * effort)
     order = batches(len(rows), _BATCH, steps, seed, [len(ids) for ids, _ in rows])
 
     def loss_of(step: int) -> Tensor:

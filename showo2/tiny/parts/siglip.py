@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel, SiglipProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from showo2.tiny.parts.common import SIZE, batches, draw_scenes, fit, halve, pictures, to_pixels
-from showo2.tiny.world import COLOURS, SHAPES, STYLES, Scene, describe
+from showo2.tiny.parts.common import SIZE, batches, draw_scenes, fit, halve, pictures, share, to_pixels
+from showo2.tiny.parts.llm import make_tokenizer
+from showo2.tiny.world import COLOURS, SHAPES, STYLES, Scene, describe, phrase, summarise
 
 _BATCH = 64
 _WORDS = 20  # the text tower's fixed length in tokens
@@ -56,9 +57,23 @@ def tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return tokenizer(ended, add_special_tokens=False, return_tensors="pt", **padding)["input_ids"]
 
 
-def patch_labels(scene: Scene) -> np.ndarray:
-    """(16, 24) bool: whether an object of each colour and shape lies in each patch, patches in row-major order."""
-    labels = np.zeros((_GRID, _GRID, len(COLOURS) * len(SHAPES)), dtype=bool)
+def meaning(scene: Scene, style: str = "full") -> str:
+    """A caption in one fixed wording: `a left of b` and `b right of a` are true of the same pictures."""
+    return phrase(summarise(scene, style).canonical())
+
+
+def patch_head(width: int) -> nn.Linear:
+    """A new head that names what lies in a patch, one logit for each colour and shape."""
+    return nn.Linear(width, len(COLOURS) * len(SHAPES))
+
+
+def patch_labels(scenes: list[Scene]) -> Tensor:
+    """(N, 16, 24) float: 1 where an object of a colour and shape lies in a patch; patches in row-major order."""
+    return torch.from_numpy(np.stack([_patch_labels(scene) for scene in scenes]))
+
+
+def _patch_labels(scene: Scene) -> np.ndarray:
+    labels = np.zeros((_GRID, _GRID, len(COLOURS) * len(SHAPES)), dtype=np.float32)
     edges = np.arange(_GRID)
     for thing in scene.objects:
         kind = list(COLOURS).index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
@@ -66,21 +81,20 @@ def patch_labels(scene: Scene) -> np.ndarray:
         for centre in (thing.y, thing.x):
             low, high = (centre - thing.r) * _GRID, (centre + thing.r) * _GRID
             inside.append(np.minimum(high, edges + 1) - np.maximum(low, edges) > _COVER)
-        labels[np.ix_(*inside, [kind])] = True
+        labels[np.ix_(*inside, [kind])] = 1
     return labels.reshape(_GRID * _GRID, -1)
 
 
-def train(folder: Path, llm: Path, effort: float = 1.0, seed: int = 3) -> None:
-    """Train with the tokenizer of `llm` and save; `effort` scales the number of steps."""
+def train(folder: Path, effort: float = 1.0, seed: int = 3) -> None:
+    """Train and save; `effort` scales the work."""
     torch.manual_seed(seed)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(llm)
-    scenes = draw_scenes(30_000, seed)
+    tokenizer, scenes = make_tokenizer(), draw_scenes(share(30_000, effort), seed)
     images = pictures(scenes, seed)
-    captions = {style: [describe(scene, style) for scene in scenes] for style in STYLES}
-    ids = {style: tokens(tokenizer, texts) for style, texts in captions.items()}
-    labels = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
-    model, steps = build(tokenizer), round(1200 * effort)
-    dense = nn.Linear(model.config.vision_config.hidden_size, labels.shape[-1])
+    ids = {style: tokens(tokenizer, [describe(scene, style) for scene in scenes]) for style in STYLES}
+    meanings = {style: np.array([meaning(scene, style) for scene in scenes]) for style in STYLES}
+    labels = patch_labels(scenes)
+    model, steps = build(tokenizer), round(2_200 * effort)
+    dense = patch_head(model.config.vision_config.hidden_size)
     order = batches(len(images), _BATCH, steps, seed)
 
     def loss_of(step: int) -> Tensor:
@@ -88,13 +102,13 @@ def train(folder: Path, llm: Path, effort: float = 1.0, seed: int = 3) -> None:
         # One style a batch, so that no caption of one picture is a weaker, true caption of another.
         style = ("full", "full", "colours", "full", "shapes")[step % 5]
         output = model(pixel_values=to_pixels(images[chosen], noise=2.0), input_ids=ids[style][chosen])
-        texts = np.array([captions[style][i] for i in chosen])
-        same = torch.from_numpy(texts[:, None] == texts[None]).float()
+        said = meanings[style][chosen]
+        same = torch.from_numpy(said[:, None] == said[None]).float()
         contrast = F.binary_cross_entropy_with_logits(output.logits_per_image, same, reduction="sum") / len(
             chosen
         )
         named = dense(output.vision_model_output.last_hidden_state)
-        return contrast + 10 * F.binary_cross_entropy_with_logits(named, labels[chosen].float())
+        return contrast + 10 * F.binary_cross_entropy_with_logits(named, labels[chosen])
 
     fit("siglip", nn.ModuleList([model, dense]), steps, 1e-3, loss_of, weight_decay=0.01)
     model.save_pretrained(folder)
@@ -104,10 +118,10 @@ def train(folder: Path, llm: Path, effort: float = 1.0, seed: int = 3) -> None:
 
 @torch.no_grad()
 def evaluate(folder: Path, samples: int = 1024) -> dict[str, float]:
-    """Share of held-out pictures whose own full caption scores best among 32 different held-out captions."""
+    """Share of held-out pictures whose own full caption scores best among 32 that mean different things."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = SiglipModel.from_pretrained(folder, dtype=torch.float32).eval()
-    scenes = list({describe(s): s for s in draw_scenes(2 * samples, 90_003, held_out=True)}.values())
+    scenes = list({meaning(s): s for s in draw_scenes(2 * samples, 90_003, held_out=True)}.values())
     scenes = scenes[: min(samples, len(scenes)) // _CANDIDATES * _CANDIDATES]
     images = pictures(scenes, 90_003, photographs=0.5)
     right = 0

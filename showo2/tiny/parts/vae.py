@@ -16,7 +16,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, WanRMS_norm
 from torch import Tensor
 
-from showo2.tiny.parts.common import SIZE, batches, draw_scenes, fit, halve, pictures, to_pixels
+from showo2.tiny.parts.common import SIZE, batches, draw_scenes, fit, halve, pictures, share, to_pixels
 
 _BATCH = 16  # quarters of pictures, or half as many whole ones
 _KL = 1e-4  # to the mean squared error of a pixel value; keeps latents smooth and near a Gaussian
@@ -68,10 +68,10 @@ def _quarters(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def train(folder: Path, effort: float = 1.0, seed: int = 1) -> None:
-    """Train and save; `effort` scales the number of steps."""
+    """Train and save; `effort` scales the work."""
     torch.manual_seed(seed)
-    images = pictures(draw_scenes(20_000, seed), seed)
-    vae, cropped, steps = build(), round(5000 * effort), round(5800 * effort)
+    images = pictures(draw_scenes(share(20_000, effort), seed), seed)
+    vae, cropped, steps = build(), round(5_000 * effort), round(5_800 * effort)
     order, rng = batches(len(images), _BATCH, steps, seed), np.random.default_rng(seed)
 
     def loss_of(step: int) -> Tensor:
