@@ -1,7 +1,7 @@
-"""Encoding: the selected pictures become latents in Arrow shards, with texts and the teacher's pictures beside them.
+"""Encoding: the selected pictures become latents in Arrow shards, with texts and teacher's pictures.
 
-Units go to actors that hold the VAE. A unit whose latents were made before, of the same rows by the same VAE, is
-not encoded again; new captions rewrite its text file only.
+Units go to actors that hold the VAE. A unit whose latents were made before, of the same rows by the same VAE,
+is not encoded again; new captions rewrite its text file only.
 """
 
 import os
@@ -67,9 +67,9 @@ class EncodeConfig:
 class EncodeReport:
     """What a run ended with, earlier runs' units included.
 
-    rows, shards: in the manifest, of which `hash` is the hash. bytes: of latents. failed: rows by class. psnr: dB of
-    the audited pictures: mean and worst. mean, std: of all latents (about 0 and 1 for pictures the VAE knows).
-    fresh: units that this run made.
+    rows, shards: in the manifest, of which `hash` is the hash. bytes: of latents. failed: rows by class.
+    psnr: dB of the audited pictures, mean and worst. mean, std: of all latents (about 0 and 1 for pictures
+    that the VAE knows). fresh: units that this run made.
     """
 
     rows: int
@@ -99,8 +99,9 @@ def check(config: EncodeConfig) -> None:
 def encode(config: EncodeConfig) -> EncodeReport:
     """Encode the base selection in the current Ray session; write shards, manifests, ledger and report.
 
-    Raises InputError for a user's mistake, RunFailed for units that could not be read (the others are published),
-    AuditFailed for latents that do not decode to their pictures, LedgerError if rows are without account.
+    Raises InputError for a user's mistake, RunFailed for units that could not be read (the others are
+    published), AuditFailed for latents that do not decode to their pictures, LedgerError if rows are without
+    account.
     """
     check(config)
     started = time.monotonic()

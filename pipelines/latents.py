@@ -1,7 +1,7 @@
 """Encoding one unit: pictures to latents of the VAE, in shards with their texts, audited before they count.
 
-Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that cannot
-be decoded, or a row that the captioner failed on, is accounted as failed, and its neighbours go on.
+Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that
+cannot be decoded, or a row that the captioner failed on, is accounted as failed, and its neighbours go on.
 """
 
 import io
@@ -43,8 +43,9 @@ class AuditFailed(ValueError):
 class Options:
     """What latents depend on, besides the pictures and the VAE.
 
-    size: side of the crop in pixels. teacher_size: side of the teacher's JPEG, 0 for none. batch: pictures a call of
-    the VAE. audit: pictures of each kind that are decoded again. min_psnr: dB that they must reach on average.
+    size: side of the crop in pixels. teacher_size: side of the teacher's JPEG, 0 for none. batch: pictures a
+    call of the VAE. audit: pictures of each kind that are decoded again. min_psnr: dB that they must reach on
+    average.
     """
 
     size: int
@@ -99,7 +100,7 @@ class LatentEncoder:
         self.data, self.options = data, Options(**options)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Encode the unit of `task` and publish its shards and record; only its texts if its latents are current."""
+        """Publish the shards and the record of `task`'s unit; only the texts if the latents are current."""
         selected = SelectedUnit(**{**task["selected"], "unit": Unit(**task["selected"]["unit"])})
         rows: list[Facts] = read_rows(self.data, selected).to_pylist()
         texts, untold = read_texts(rows, read_captions(self.data, selected))
@@ -152,7 +153,7 @@ class LatentEncoder:
         untold: Failures,
         print_: str,
     ) -> Record:
-        """Latents and teacher files of all kinds, published; the part of the record that texts do not change."""
+        """Publish latents and teacher files of all kinds; returns what of the record texts do not change."""
         failed = dict(untold)
         shards, files = [], []
         audits: list[float] = []
@@ -309,7 +310,7 @@ class LatentEncoder:
 def read_texts(rows: list[Facts], captions: Any) -> tuple[dict[str, TextRow], Failures]:
     """The text of each row by uid, and the rows that have none.
 
-    `captions`: the table of `read_captions`, or None where jobs.recaption did not run: sources' own texts then.
+    `captions`: the table of `read_captions`; None where jobs.recaption did not run: the sources' own texts.
     """
     texts: dict[str, TextRow] = {}
     untold: Failures = {}

@@ -54,7 +54,7 @@ class WanVAE:
     @classmethod
     def from_pretrained(cls, spec: str, dtype: torch.dtype = torch.float32,
                         device: str | torch.device = "cpu") -> WanVAE:
-        """Load a diffusers folder, the released `Wan2.1_VAE.pth`, a `tiny:` name or a Hub id; unpickles nothing.
+        """Load a diffusers folder, the released `Wan2.1_VAE.pth`, a `tiny:` name or Hub id, no pickles.
 
         Raises FileNotFoundError where there are no weights, ValueError where they are of another network.
         """
@@ -87,13 +87,13 @@ class WanVAE:
     def _encoder(self) -> nn.Module:
         e = self.network.encoder
         layers = [e.conv_in, *e.down_blocks, e.mid_block, e.norm_out, e.nonlinearity, e.conv_out]
-        return nn.Sequential(*map(_flat, [*layers, self.network.quant_conv])).eval()
+        return _channels_last([*layers, self.network.quant_conv])
 
     @cached_property
     def _decoder(self) -> nn.Module:
         d = self.network.decoder
         layers = [d.conv_in, d.mid_block, *d.up_blocks, d.norm_out, d.nonlinearity, d.conv_out]
-        return nn.Sequential(*map(_flat, [self.network.post_quant_conv, *layers])).eval()
+        return _channels_last([self.network.post_quant_conv, *layers])
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean, std = (v.to(self.device).view(1, -1, 1, 1, 1) for v in (self.latent_mean, self.latent_std))
@@ -110,7 +110,7 @@ class WanVAE:
                              f"H and W multiples of {SPATIAL}")
         pixels = pixels.to(self.device, self.network.dtype)
         if pixels.shape[2] == 1:
-            raw = self._encoder(pixels[:, :, 0])[:, :, None]
+            raw = self._encoder(pixels[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :, None]
         else:
             raw = self.network._encode(pixels)
         mu, logvar = raw.float().chunk(2, dim=1)
@@ -135,10 +135,15 @@ class WanVAE:
         mean, std = self._statistics()
         raw = (latents.to(self.device, torch.float32) * std + mean).to(self.network.dtype)
         if raw.shape[2] == 1:
-            pixels = self._decoder(raw[:, :, 0])[:, :, None]
+            pixels = self._decoder(raw[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :, None]
         else:
             pixels = self.network._decode(raw).sample
         return pixels.float().clamp(-1, 1)
+
+
+def _channels_last(layers: list[nn.Module]) -> nn.Module:
+    """The single-frame network of `layers`; channels last, which halves a convolution's time on a CPU."""
+    return nn.Sequential(*map(_flat, layers)).eval().to(memory_format=torch.channels_last)
 
 
 class _Norm(nn.Module):
@@ -149,7 +154,8 @@ class _Norm(nn.Module):
         self.gain = nn.Parameter(norm.gamma.detach().reshape(-1, 1, 1) * norm.scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x.float(), dim=1).to(x.dtype) * self.gain
+        wide = x.float()
+        return (wide * wide.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()).to(x.dtype) * self.gain
 
 
 class _Residual(nn.Module):
@@ -260,14 +266,19 @@ def center_box(width: int, height: int, size: tuple[int, int]) -> tuple[int, int
     return left, top, left + box_width, top + box_height
 
 
-def center_crop_resize(image: Image.Image, size: tuple[int, int],
+def center_crop_resize(image: Image.Image, size: tuple[int, int], original: tuple[int, int] | None = None,
                        ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """Resize the largest centred box of the target's aspect (bicubic, antialiased) to `size` = (H, W).
 
-    Returns an RGB picture and the box in the picture given.
+    `original`: (width, height) of the whole picture where `image` was decoded at a smaller scale. Returns an
+    RGB picture and the box in the original.
     """
-    box = center_box(*image.size, size)
-    return image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC, box=box), box
+    original = original or image.size
+    box = center_box(*original, size)
+    across, down = image.width / original[0], image.height / original[1]
+    left, top, right, bottom = box
+    scaled = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    return image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC, box=scaled), box
 
 
 def to_pixels(images: list[Image.Image]) -> Tensor:
