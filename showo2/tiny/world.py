@@ -175,8 +175,8 @@ def _compositions(category: str) -> list[Description]:
         return [Description((Group(1, shape),), place=place) for shape, place in product(SHAPES, PLACES)]
     if category == "two_objects":
         split = [(n, m) for n, m in product((1, 2, 3), repeat=2) if n + m <= 4]
-        pairs = product(combinations(SHAPES, 2), split)
-        return [Description((Group(n, a), Group(m, b))).canonical() for (a, b), (n, m) in pairs]
+        sorts = product(combinations(SHAPES, 2), split)
+        return [Description((Group(n, a), Group(m, b))).canonical() for (a, b), (n, m) in sorts]
     if category == "counting":
         return [Description((Group(n, s, c),)) for n, (c, s) in product((2, 3, 4), kinds)]
     if category == "colors":

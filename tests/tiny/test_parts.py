@@ -26,24 +26,33 @@ from showo2.tiny.shipped import _WEIGHTS
 PARTS = ("vae", "siglip", "llm", "captioner")
 
 
+def recorded(part):
+    """What the model card says of a part."""
+    return json.loads((_WEIGHTS / part / "quality.json").read_text())["quality"]
+
+
 def test_vae_restores_held_out_pictures():
     quality = vae.evaluate(resolve("tiny:vae"), samples=24)
-    assert quality["psnr_db"] >= 28
+    assert quality["psnr_db"] >= 28 and quality["psnr_db"] == pytest.approx(
+        recorded("vae")["psnr_db"], abs=1.5
+    )
     assert abs(quality["latent_mean"]) < 0.2 and quality["latent_std"] == pytest.approx(1, abs=0.2)
 
 
-def test_siglip_finds_the_caption_of_a_held_out_picture():
-    assert siglip.evaluate(resolve("tiny:siglip"), samples=128)["right_of_32"] >= 0.85
-
-
-def test_language_model_answers_questions_about_held_out_texts():
-    quality = llm.evaluate(resolve("tiny:llm"), samples=48)
-    assert quality["questions_right"] >= 0.9 and quality["questions_right_chat_layout"] >= 0.9
-
-
-def test_captioner_describes_held_out_pictures():
-    quality = captioner.evaluate(resolve("tiny:captioner"), samples=48)
-    assert all(quality[f"{kind}_right"] >= 0.9 for kind in ("colours", "shapes", "relations"))
+@pytest.mark.parametrize(
+    ("part", "samples", "keys"),
+    [
+        (siglip, 128, ["right_of_32"]),
+        (llm, 64, ["questions_right", "questions_right_chat_layout"]),
+        (captioner, 64, ["colours_right", "shapes_right", "relations_right"]),
+    ],
+)
+def test_part_is_as_good_as_its_card_says(part, samples, keys):
+    """On a few held-out scenes, so within three deviations of so small a sample."""
+    name = part.__name__.rsplit(".", 1)[-1]
+    quality, card = part.evaluate(resolve(f"tiny:{name}"), samples=samples), recorded(name)
+    for key in keys:
+        assert quality[key] >= card[key] - 3 * (card[key] * (1 - card[key]) / samples) ** 0.5 - 0.02
 
 
 def test_captioner_follows_prompts_about_large_pictures():
@@ -55,7 +64,9 @@ def test_captioner_follows_prompts_about_large_pictures():
         captioner.caption(model, processor, [render(scene, 640)], p)[0]
         for p in world.CAPTION_PROMPTS.values()
     ]
-    assert told == [world.describe(scene, style) for style in world.STYLES]
+    assert [world.parse(t).canonical() for t in told] == [
+        world.summarise(scene, s).canonical() for s in world.STYLES
+    ]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -103,9 +114,7 @@ def test_flat_convolutions_equal_the_causal_ones_for_a_frame():
 def test_a_still_video_has_still_latents():
     model = AutoencoderKLWan.from_pretrained(resolve("tiny:vae"), torch_dtype=torch.float32).eval()
     scene = world.draw_scene(random.Random(0))
-    frames = (
-        torch.from_numpy(np.asarray(render(scene, 64))).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
-    )
+    frames = torch.tensor(np.asarray(render(scene, 64))).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
     with torch.no_grad():
         latents = model.encode(frames.repeat(1, 1, 5, 1, 1)).latent_dist.mean
         restored = model.decode(latents).sample

@@ -73,5 +73,6 @@ def _table(part: str, record: dict) -> list[str]:
     for (owner, key), (meaning, asked) in _MEANING.items():
         if owner == part:
             value = record["quality"][key]
-            rows.append(f"| {meaning} | {value:.3f} | {f'at least {asked:g}' if asked else ''} |")
+            missed = ": missed" if asked and value < asked else ""
+            rows.append(f"| {meaning} | {value:.3f} | {f'at least {asked:g}{missed}' if asked else ''} |")
     return [*rows, f"| training, minutes | {record['minutes']:g} | |"]

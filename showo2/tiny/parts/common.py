@@ -66,14 +66,12 @@ def batches(
         raise ValueError(f"{count} items do not fill a batch of {size}: give more --effort")
     rng = np.random.default_rng(seed)
     drawn = 0
-    while True:
+    while drawn < steps:
         pool = rng.permutation(count)[: size * 32]
         if length is not None:
             pool = pool[np.argsort(np.asarray(length)[pool], kind="stable")]
         chunks = [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
-        for i in rng.permutation(len(chunks)):
-            if drawn == steps:
-                return
+        for i in rng.permutation(len(chunks))[: steps - drawn]:
             yield chunks[i]
             drawn += 1
 
@@ -85,8 +83,8 @@ def fit(
     lr: float,
     loss_of: Callable[[int], Tensor],
     weight_decay: float = 0.0,
-) -> float:
-    """AdamW with a short warm-up and a cosine to zero over `steps`; returns the mean loss of the last 50 steps."""
+) -> None:
+    """AdamW with a short warm-up and a cosine to zero over `steps`; says every 100 steps how it goes."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     warm_up = max(1, min(100, steps // 10))

@@ -81,7 +81,7 @@ def _patch_labels(scene: Scene) -> np.ndarray:
         for centre in (thing.y, thing.x):
             low, high = (centre - thing.r) * _GRID, (centre + thing.r) * _GRID
             inside.append(np.minimum(high, edges + 1) - np.maximum(low, edges) > _COVER)
-        labels[np.ix_(*inside, [kind])] = 1
+        labels[np.outer(*inside), kind] = 1
     return labels.reshape(_GRID * _GRID, -1)
 
 
