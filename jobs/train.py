@@ -175,21 +175,20 @@ def _following(config: Train, quiet: bool = False) -> Iterator[None]:
 
 
 def _follow(config: Train, done: threading.Event) -> None:
-    recipe, path, told = config.recipe, config.out / meters.METRICS, 0
+    recipe, tenths = config.recipe, 0
     with progress() as bar:
         task = bar.add_task(recipe.name, total=recipe.steps)
-        started = False
-        while not done.wait(0.5) or not started:
-            started = True
-            lines = [line for line in meters.read(path) if "loss" in line and "step_s" in line]
-            if not lines:
+        ended = False
+        while not ended:
+            ended = done.wait(0.5)
+            line = meters.last(config.out / meters.METRICS)
+            if line is None:
                 continue
-            step, loss = lines[-1]["step"], lines[-1]["loss"]
-            bar.update(task, completed=step, description=f"{recipe.name} loss {loss:.3f}")
-            if not bar.console.is_terminal and step * 10 // recipe.steps > told:
-                told = step * 10 // recipe.steps
-                bar.console.print(f"{recipe.name} step {step}/{recipe.steps} loss {loss:.3f} "
-                                  f"{1 / lines[-1]['step_s']:.2f} steps/s")
+            step, told = line["step"], f"{recipe.name} loss {line['loss']:.3f}"
+            bar.update(task, completed=step, description=told)
+            if not bar.console.is_terminal and step * 10 // recipe.steps > tenths:
+                tenths = step * 10 // recipe.steps
+                bar.console.print(f"{told} step {step}/{recipe.steps} {1 / line['step_s']:.2f} steps/s")
 
 
 def _table() -> Table:

@@ -71,6 +71,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last(path: Path, tail: int = 1 << 16) -> dict[str, Any] | None:
+    """The last whole line that tells a loss, from the file's last `tail` bytes; None where there is none yet."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tail))
+        lines = file.read().split(b"\n")[:-1]
+    for text in reversed(lines):
+        if text.startswith(b"{") and b'"step_s"' in text:
+            return json.loads(text)
+    return None
+
+
 def _cut(path: Path, step: int) -> None:
     kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)

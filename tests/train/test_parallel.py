@@ -111,7 +111,7 @@ def test_distillation_shards_the_semantic_layers_alone(tmp_path, data, parts):
 
 def gradients(workers, recipe, data, out, smallest):
     """Gradient of each rank's half of the batch, every block a sharded unit of its own where `smallest` is 0."""
-    trainer = Trainer(recipe, data, out / str(workers.world))
+    trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}")
     model = trainer.model
     loader = Loader(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world)
     shard(model, blocks(model), workers, smallest)

@@ -173,7 +173,7 @@ def test_damaged_rows_are_skipped_counted_and_named(tmp_path, parts):
     lost = [message for line in lines for message in line.get("lost_rows", [])]
     assert len(lost) == 1 and "web-0.arrow" in lost[0] and "uid" in lost[0]
     assert story(tmp_path / "run")[-1]["lost"] == 1
-    with pytest.raises(Diverged, match="more than max_damaged=0; the last ones: row .* web-0.arrow"):
+    with pytest.raises(Diverged, match="more than max_damaged=0; the last ones: row .*web-0.arrow"):
         Trainer(replace(recipe, max_damaged=0), (path,), tmp_path / "strict").run()
 
 

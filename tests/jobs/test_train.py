@@ -1,0 +1,98 @@
+"""The command: what it refuses, how it stops, and training on Ray through the death of a worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import train
+from showo2 import recipes
+from showo2.train.meters import METRICS, read
+from showo2.train.recipe import Recipe
+from showo2.train.trainer import Trainer
+from tests.train.small import small_dataset, small_parts, small_recipe, story
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return small_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    return small_recipe(small_parts(tmp_path_factory.mktemp("parts")), name="small-job", steps=40, checkpoint_every=5)
+
+
+def options(recipe: Recipe, data: str, out: Path) -> list[str]:
+    """A tiny recipe with the small parts, as a command line."""
+    m = recipe.model
+    return ["tiny-distill", "--data", data, "--out", str(out), "--workers", "0", "--model.llm", m.llm,
+            "--model.siglip", m.siglip, "--mixture.0.samples", "4", "--log-every", "1", "--checkpoint-every", "50"]
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit:
+        train.main(list(arguments))
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_list_names_every_recipe(capsys):
+    train.main(["--list"])
+    assert all(name in capsys.readouterr().out for name in recipes.RECIPES)
+
+
+def test_mistakes_are_told_in_a_line(capsys, tmp_path, data):
+    run = ("--data", data, "--out", str(tmp_path / "run"))
+    assert "no recipe is named 'tiny-stage9'; did you mean tiny-stage" in refused(capsys, "tiny-stage9", *run)
+    assert "--stepps" in refused(capsys, "tiny-stage1", *run, "--stepps", "3")
+    assert "invalid" in refused(capsys, "tiny-stage1", *run, "--steps", "many").lower()
+    assert "give its run with --init RUN" in refused(capsys, "tiny-stage1", *run)
+    nowhere = refused(capsys, "tiny-distill", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert "run jobs.encode" in nowhere
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data, recipe):
+    command = [sys.executable, "-m", "jobs.train", *options(recipe, data, tmp_path)]
+    job = subprocess.Popen([*command, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
+    while len(read(tmp_path / METRICS)) < 3:
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    _, told = job.communicate()
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "run the same command again" in told
+    done = story(tmp_path)[-1]["step"]
+    train.main([*options(recipe, data, tmp_path), "--steps", str(done + 2)])
+    assert [line["step"] for line in story(tmp_path)] == list(range(1, done + 3))
+    assert (tmp_path / "export" / "config.json").is_file()
+
+
+def kill_a_worker(out: Path, at: int, killed: list[int]) -> None:
+    """kill -9 one of Ray Train's workers once the run has done `at` steps."""
+    while len(read(out / METRICS)) < at:
+        time.sleep(0.02)
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            return killed.append(process.pid)
+
+
+@pytest.mark.timeout(300)
+def test_ray_workers_survive_the_death_of_one(ray_session, tmp_path, data, recipe):
+    out, killed = tmp_path / "ray", []
+    killer = threading.Thread(target=kill_a_worker, args=(out, 12, killed))
+    killer.start()
+    assert train.train(train.Train(recipe, (data,), out, workers=2)) == "finished"
+    killer.join()
+    assert killed
+    Trainer(recipe, (data,), tmp_path / "alone").run()
+    for mine, theirs in zip(story(out), story(tmp_path / "alone"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)

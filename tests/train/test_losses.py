@@ -1,0 +1,52 @@
+"""Counts made before the forward pass are those of the model, and nothing divides by zero."""
+
+import pytest
+import torch
+
+from showo2.data.documents import Pairs
+from showo2.data.loader import Loader, Stream
+from showo2.shards import Manifest
+from showo2.text import Tokenizer
+from showo2.train.losses import Distillation, Unified
+from showo2.train.parallel import CPU
+from showo2.train.start import build_model
+from tests.train.small import BUCKET, small_recipe
+
+
+@pytest.fixture(scope="module")
+def model(parts):
+    return build_model(small_recipe(parts), None)[0]
+
+
+def test_counts_are_the_models_own(model, data, parts):
+    recipe = small_recipe(parts)
+    stream = Stream(recipe.mixture, BUCKET, recipe.context, "plain", 0, 32)
+    [micro] = Loader(stream, [Manifest.load(data[0])], Tokenizer.from_pretrained(parts.llm)).prepare().micro
+    losses = model(micro)
+    assert Unified(model, 0.2).counts(micro) == [int(losses.ntp_count), int(losses.flow_count)]
+    assert min(Unified(model, 0.2).counts(micro)) > 0
+
+
+def pairs(n: int) -> Pairs:
+    torch.manual_seed(0)
+    return Pairs(torch.randn(n, 16, 8, 8), torch.randn(n, 16, 8, 8), torch.ones(n), torch.rand(n, 3, 64, 64) * 2 - 1)
+
+
+def test_distillation_sums_over_patches(model, parts):
+    objective = Distillation(model, parts.siglip, CPU)
+    one, two = pairs(1), pairs(2)
+    assert objective.counts(two) == [32, 32]
+    total, cosine = objective.sums(two)
+    parts_of_it = [objective.sums(Pairs(*(x[i:i + 1] for x in vars(two).values()))) for i in range(2)]
+    torch.testing.assert_close(total, parts_of_it[0][0] + parts_of_it[1][0])
+    torch.testing.assert_close(cosine, parts_of_it[0][1] + parts_of_it[1][1])
+    assert -16 <= float(objective.sums(one)[1]) <= 16
+
+
+def test_rank_without_pictures_still_runs_every_layer(model, parts):
+    objective = Distillation(model, parts.siglip, CPU)
+    model.zero_grad()
+    sums = objective.sums(pairs(0))
+    assert sums.tolist() == [0.0, 0.0] and objective.counts(pairs(0)) == [0, 0]
+    sums.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.semantic.parameters())
