@@ -8,35 +8,38 @@ Shapes: B batch, T frames, H, W pixels; t = 1 + (T - 1)//4, h = H/8, w = W/8 lat
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import xxhash
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from diffusers.models.autoencoders.autoencoder_kl_wan import (
-    AutoencoderKLWan,
-    WanAttentionBlock,
-    WanCausalConv3d,
-    WanMidBlock,
-    WanResample,
-    WanResidualBlock,
-    WanRMS_norm,
-    WanUpBlock,
-)
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from showo2.tiny import resolve
 
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 SPATIAL = 8
 CHANNELS = 16
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "Wan2.1_VAE.pth")
+# Of Wan 2.1, as its release states them; the weights file itself holds none.
+_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)  # fmt: skip
+_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)  # fmt: skip
+_DEFAULTS: dict[str, Any] = {
+    "base_dim": 96, "decoder_base_dim": None, "z_dim": CHANNELS, "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2, "attn_scales": [], "is_residual": False, "patch_size": None, "latents_mean": _MEAN,
+    "latents_std": _STD,
+}  # fmt: skip
 
 
 class WanVAE:
@@ -45,11 +48,19 @@ class WanVAE:
     latent_mean, latent_std: (16,) float32. weights_hash: 128-bit hex hash of stored weights and statistics.
     """
 
-    def __init__(self, network: AutoencoderKLWan, weights_hash: str):
-        self.network = network.eval().requires_grad_(False)
-        self.weights_hash = weights_hash
-        self.latent_mean = torch.tensor(network.config.latents_mean, dtype=torch.float32)
-        self.latent_std = torch.tensor(network.config.latents_std, dtype=torch.float32)
+    def __init__(self, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype = torch.float32,
+                 device: str | torch.device = "cpu"):
+        """`config` and `state`: a diffusers AutoencoderKLWan's. Raises ValueError where they do not fit."""
+        self.config = _DEFAULTS | config
+        if self.config["is_residual"] or self.config["patch_size"] or self.config["z_dim"] != CHANNELS:
+            raise ValueError(f"not a Wan 2.1 VAE of {CHANNELS} channels; Show-o2 uses Wan2.1_VAE.pth")
+        if self.config["attn_scales"]:
+            raise ValueError(f"attn_scales are {self.config['attn_scales']}; the Wan 2.1 VAE has none")
+        self._state = state
+        self.dtype, self.device = dtype, torch.device(device)
+        self.latent_mean = torch.tensor(self.config["latents_mean"], dtype=torch.float32)
+        self.latent_std = torch.tensor(self.config["latents_std"], dtype=torch.float32)
+        self._frame = _load_frame(self.config, state).to(self.device, dtype)
 
     @classmethod
     def from_pretrained(cls, spec: str, dtype: torch.dtype = torch.float32,
@@ -62,40 +73,43 @@ class WanVAE:
         safe = file.suffix == ".safetensors"
         state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
         if "encoder.conv1.weight" in state:
+            from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
             state = convert_wan_vae_to_diffusers(state)
         if "encoder.conv_in.weight" not in state:
             raise ValueError(f"{file} holds no Wan VAE: the tensor encoder.conv_in.weight is missing")
         config = config or {"base_dim": state["encoder.conv_in.weight"].shape[0]}
-        with torch.device("meta"):
-            network = AutoencoderKLWan.from_config(config)
-        if network.config.is_residual or network.config.z_dim != CHANNELS:
-            raise ValueError(f"{file} is no Wan 2.1 VAE of {CHANNELS} channels; Show-o2 uses Wan2.1_VAE.pth")
-        digest = _hash(state, network.config)
-        state = {name: tensor.to(device, dtype) for name, tensor in state.items()}
         try:
-            network.load_state_dict(state, assign=True)
-        except RuntimeError as error:
+            return cls(config, state, dtype, device)
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"{file} does not fit a Wan 2.1 VAE: {error}") from error
-        return cls(network, digest)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.device
 
     @cached_property
-    def _encoder(self) -> nn.Module:
-        e = self.network.encoder
-        layers = [e.conv_in, *e.down_blocks, e.mid_block, e.norm_out, e.nonlinearity, e.conv_out]
-        return _channels_last([*layers, self.network.quant_conv])
+    def weights_hash(self) -> str:
+        """See the class."""
+        digest = xxhash.xxh3_128()
+        for name in sorted(self._state):
+            tensor = self._state[name].contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.view(torch.uint8).numpy().data)
+        statistics = tuple(tuple(map(float, self.config[name])) for name in ("latents_mean", "latents_std"))
+        digest.update(repr(statistics).encode())
+        return digest.hexdigest()
 
     @cached_property
-    def _decoder(self) -> nn.Module:
-        d = self.network.decoder
-        layers = [d.conv_in, d.mid_block, *d.up_blocks, d.norm_out, d.nonlinearity, d.conv_out]
-        return _channels_last([self.network.post_quant_conv, *layers])
+    def network(self) -> AutoencoderKLWan:
+        """The 3D network, for clips."""
+        # Six seconds of imports, which pictures do not need.
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+        with torch.device("meta"):
+            network = AutoencoderKLWan.from_config(self.config)
+        state = {name: tensor.to(self.device, self.dtype) for name, tensor in self._state.items()}
+        network.load_state_dict(state, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of raw latents, (1, 16, 1, 1, 1) float32."""
         mean, std = (v.to(self.device).view(1, -1, 1, 1, 1) for v in (self.latent_mean, self.latent_std))
         return mean, std
 
@@ -108,13 +122,13 @@ class WanVAE:
         if pixels.dim() != 5 or any(side % SPATIAL for side in pixels.shape[3:]) or pixels.shape[2] % 4 != 1:
             raise ValueError(f"pixels of shape {tuple(pixels.shape)}: need (B, 3, 1 + 4k, H, W), "
                              f"H and W multiples of {SPATIAL}")
-        pixels = pixels.to(self.device, self.network.dtype)
+        pixels = pixels.to(self.device, self.dtype)
         if pixels.shape[2] == 1:
-            raw = self._encoder(pixels[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :, None]
+            raw = self._frame.encode(pixels[:, :, 0])[:, :, None]
         else:
             raw = self.network._encode(pixels)
         mu, logvar = raw.float().chunk(2, dim=1)
-        mean, std = self._statistics()
+        mean, std = self.statistics()
         return (mu - mean) / std, logvar.clamp(-30, 20)
 
     def encode(self, pixels: Tensor, sample: torch.Generator | None = None) -> Tensor:
@@ -132,49 +146,47 @@ class WanVAE:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, 16, t, h, w) -> pixels (B, 3, T, H, W) float32, clamped to [-1, 1]."""
-        mean, std = self._statistics()
-        raw = (latents.to(self.device, torch.float32) * std + mean).to(self.network.dtype)
+        mean, std = self.statistics()
+        raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype)
         if raw.shape[2] == 1:
-            pixels = self._decoder(raw[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :, None]
+            pixels = self._frame.decode(raw[:, :, 0])[:, :, None]
         else:
             pixels = self.network._decode(raw).sample
         return pixels.float().clamp(-1, 1)
 
 
-def _channels_last(layers: list[nn.Module]) -> nn.Module:
-    """The single-frame network of `layers`; channels last, which halves a convolution's time on a CPU."""
-    return nn.Sequential(*map(_flat, layers)).eval().to(memory_format=torch.channels_last)
-
-
 class _Norm(nn.Module):
     """Root-mean-square norm over the channels of (B, C, H, W), in float32."""
 
-    def __init__(self, norm: WanRMS_norm):
+    def __init__(self, channels: int):
         super().__init__()
-        self.gain = nn.Parameter(norm.gamma.detach().reshape(-1, 1, 1) * norm.scale, requires_grad=False)
+        self.gamma = nn.Parameter(torch.empty(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * wide.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()).to(x.dtype) * self.gain
+        normal = wide * wide.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
+        return normal.to(x.dtype) * (self.gamma * len(self.gamma) ** 0.5)
 
 
 class _Residual(nn.Module):
-    def __init__(self, block: WanResidualBlock):
+    def __init__(self, channels: int, out: int):
         super().__init__()
-        steps = [block.norm1, block.nonlinearity, block.conv1, block.norm2, block.nonlinearity, block.conv2]
-        self.body = nn.Sequential(*map(_flat, steps))
-        self.shortcut = _flat(block.conv_shortcut)
+        self.norm1, self.conv1 = _Norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2, self.conv2 = _Norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.body(x)
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
 
 
 class _Attention(nn.Module):
     """Single-head attention over the positions of one frame."""
 
-    def __init__(self, block: WanAttentionBlock):
+    def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.to_qkv, self.proj = _flat(block.norm), block.to_qkv, block.proj
+        self.norm = _Norm(channels)
+        self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)
@@ -182,39 +194,120 @@ class _Attention(nn.Module):
         return x + self.proj(mixed[:, 0].transpose(1, 2).reshape(x.shape))
 
 
-def _flat(module: nn.Module) -> nn.Module:
-    """What `module` does to a first frame, as a module over (B, C, H, W)."""
-    if isinstance(module, WanCausalConv3d):
-        return _flat_convolution(module)
-    if isinstance(module, WanRMS_norm):
-        return _Norm(module)
-    if isinstance(module, WanResidualBlock):
-        return _Residual(module)
-    if isinstance(module, WanAttentionBlock):
-        return _Attention(module)
-    if isinstance(module, WanResample):
-        return module.resample
-    if isinstance(module, WanMidBlock):
-        first, *rest = module.resnets
-        pairs = (layer for pair in zip(module.attentions, rest, strict=True) for layer in pair)
-        return nn.Sequential(*map(_flat, [first, *pairs]))
-    if isinstance(module, WanUpBlock):
-        return nn.Sequential(*map(_flat, [*module.resnets, *(module.upsamplers or ())]))
-    if isinstance(module, nn.Identity | nn.SiLU):
-        return module
-    raise TypeError(f"{type(module).__name__} has no single-frame form: diffusers has changed its Wan VAE")
+class _Middle(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.resnets = nn.ModuleList([_Residual(channels, channels), _Residual(channels, channels)])
+        self.attentions = nn.ModuleList([_Attention(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-def _flat_convolution(module: WanCausalConv3d) -> nn.Conv2d:
-    kernel = module.weight.detach()[:, :, -1].contiguous()
-    _, rows, columns = module.kernel_size
-    left, _, top, *_ = module._padding
+class _Resample(nn.Module):
+    """Half the height and width, or twice these at half the channels."""
+
+    def __init__(self, channels: int, down: bool):
+        super().__init__()
+        if down:
+            layers = [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)]
+        else:
+            layers = [nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
+                      nn.Conv2d(channels, channels // 2, 3, padding=1)]
+        self.resample = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(x)
+
+
+class _Up(nn.Module):
+    """Residual blocks, then, but for the last, twice the height and width."""
+
+    def __init__(self, channels: int, out: int, blocks: int, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(_Residual(channels if i == 0 else out, out) for i in range(blocks + 1))
+        self.upsamplers = nn.ModuleList([] if last else [_Resample(out, down=False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in [*self.resnets, *self.upsamplers]:
+            x = block(x)
+        return x
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        widths = [config["base_dim"] * m for m in (1, *config["dim_mult"])]
+        blocks: list[nn.Module] = []
+        for level, out in enumerate(widths[1:]):
+            channels = widths[level]
+            for _ in range(config["num_res_blocks"]):
+                blocks.append(_Residual(channels, out))
+                channels = out
+            if level < len(widths) - 2:
+                blocks.append(_Resample(out, down=True))
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(blocks)
+        self.mid_block, self.norm_out = _Middle(widths[-1]), _Norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * CHANNELS, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        base, factors = config["decoder_base_dim"] or config["base_dim"], config["dim_mult"][::-1]
+        widths = [base * m for m in (factors[0], *factors)]
+        last = len(factors) - 1
+        self.conv_in = nn.Conv2d(CHANNELS, widths[0], 3, padding=1)
+        self.mid_block = _Middle(widths[0])
+        self.up_blocks = nn.ModuleList(
+            _Up(widths[i] // 2 if i else widths[0], widths[i + 1], config["num_res_blocks"], i == last)
+            for i in range(len(factors)))
+        self.norm_out, self.conv_out = _Norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            z = block(z)
+        return self.conv_out(F.silu(self.norm_out(z)))
+
+
+class _Frame(nn.Module):
+    """The network as one frame sees it, under diffusers' names. Channels last: half the time on a CPU."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * CHANNELS, 2 * CHANNELS, 1)
+        self.post_quant_conv = nn.Conv2d(CHANNELS, CHANNELS, 1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> raw mean and log-variance (B, 32, h, w)."""
+        return self.quant_conv(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Raw latents (B, 16, h, w) -> (B, 3, H, W)."""
+        return self.decoder(self.post_quant_conv(raw.contiguous(memory_format=torch.channels_last)))
+
+
+def _load_frame(config: dict[str, Any], state: dict[str, Tensor]) -> _Frame:
+    """Of each causal 3D kernel the last temporal slice; temporal resampling has no part in a first frame."""
     with torch.device("meta"):
-        flat = nn.Conv2d(module.in_channels, module.out_channels, (rows, columns), module.stride[1:],
-                         padding=(int(top), int(left)), dtype=kernel.dtype)
-    flat.weight = nn.Parameter(kernel, requires_grad=False)
-    flat.bias = module.bias
-    return flat
+        frame = _Frame(config)
+    flat = {}
+    for name, tensor in state.items():
+        if ".time_conv." not in name:
+            tensor = tensor[:, :, -1] if tensor.dim() == 5 else tensor
+            # A contiguous copy of its own: what is left of the kernel stays with the 3D network's weights.
+            flat[name] = tensor.reshape(-1, 1, 1) if name.endswith(".gamma") else tensor.clone()
+    frame.load_state_dict(flat, assign=True)
+    return frame.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
@@ -228,7 +321,7 @@ def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
     for name in _WEIGHTS:
         if (folder / name).is_file():
             released = name == _WEIGHTS[-1]
-            return folder / name, None if released else AutoencoderKLWan.load_config(folder)
+            return folder / name, None if released else json.loads((folder / "config.json").read_text())
     known = ", ".join(_WEIGHTS)
     raise FileNotFoundError(f"{spec} holds no VAE: expected one of {known} there or in its folder vae")
 
@@ -244,16 +337,6 @@ def _download(spec: str) -> Path:
         return Path(snapshot_download(spec, allow_patterns=wanted))
     except (OSError, ValueError, HFValidationError) as error:
         raise FileNotFoundError(f"no VAE at {spec}: no such folder, nor on the Hub ({error})") from error
-
-
-def _hash(state: dict[str, Tensor], config: Any) -> str:
-    digest = xxhash.xxh3_128()
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
-    digest.update(repr((tuple(config.latents_mean), tuple(config.latents_std))).encode())
-    return digest.hexdigest()
 
 
 def center_box(width: int, height: int, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -47,7 +47,7 @@ def test_released_statistics(vae):
 def test_single_frame_equals_3d_path(vae, shape):
     pixels = torch.rand(shape) * 2 - 1
     want = vae.network.encode(pixels).latent_dist.mean
-    mean, std = vae._statistics()
+    mean, std = vae.statistics()
     latents = vae.encode(pixels)
     assert torch.allclose(latents * std + mean, want, atol=1e-5, rtol=0)
     assert torch.allclose(vae.decode(latents), vae.network.decode(want).sample, atol=1e-5, rtol=0)
