@@ -31,6 +31,7 @@ from showo2.tiny.world import (
     draw_scene,
     is_held_out,
     questions,
+    training_styles,
 )
 
 SHARES = {"web": 0.6, "synthetic": 0.2, "instruct": 0.2}
@@ -223,7 +224,7 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     if source == "instruct":
         facts |= {"id": key, "image": f"{key}.{suffix}", "conversations": conversation(scene, text_rng)}
         return Row(key, ((suffix, picture), ("json", _json(facts))), truth)
-    text = alt_text(scene, text_rng) if source == "web" else describe(scene, text_rng.choice(STYLES))
+    text = alt_text(scene, text_rng) if source == "web" else describe(scene, text_rng.choice(training_styles(scene)))
     raw = b"caf\xe9 \xff " + text.encode() if kind == "bad_caption" else text.encode()
     facts |= {"url": f"https://shapes.example/{source}/{index:09d}.{suffix}"}
     return Row(key, ((suffix, picture), ("txt", raw), ("json", _json(facts))), truth | {"text": text})
@@ -313,7 +314,7 @@ def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """One to three questions with answers, as LLaVA stores them; sometimes a request for a caption comes first."""
     turns: Iterator[tuple[str, str]] = iter(questions(scene, rng)[: rng.randint(1, 3)])
     if rng.random() < 0.25:
-        style = rng.choice(STYLES)
+        style = rng.choice(training_styles(scene))
         turns = iter([(CAPTION_PROMPTS[style], describe(scene, style)), *turns])
     said: list[dict[str, str]] = []
     for question, answer in turns:

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -55,14 +55,6 @@ class Description:
         elif relation in ("right of", "below"):
             groups, relation = groups[::-1], OPPOSITE[relation]
         return Description(groups, self.place, relation)
-
-    def implied(self) -> Iterator["Description"]:
-        """Itself and every weaker caption of the same picture: without relation or place, without colours."""
-        yield self
-        if self.relation or self.place:
-            yield Description(self.groups)
-        if any(group.colour for group in self.groups):
-            yield Description(merge(replace(group, colour=None) for group in self.groups), self.place)
 
 
 def _group_key(group: Group) -> tuple[str, str, int]:

@@ -1,8 +1,9 @@
 """The world of shapes: scenes of one to four objects, captions of them, questions about them.
 
 Lengths are fractions of the picture's side; x grows to the right and y downward. Everything is a pure function of
-its arguments. A quarter of the prompts of every category is held out: `draw_scene` never draws a scene that a
-held-out prompt describes, so scores on those prompts measure new combinations and not memory.
+its arguments. A quarter of the prompts of every category is held out: no training text says one (`is_held_out`). A
+quarter of the scenes, told apart by their full captions, is held out too: `draw_scene` draws them only when asked, so
+that questions are about combinations that training never showed.
 """
 
 import hashlib
@@ -57,11 +58,14 @@ __all__ = [
     "relation",
     "satisfies",
     "separate",
+    "shows_held_out",
     "summarise",
+    "training_styles",
 ]
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 MIX = (25, 40, 20, 15)  # per cent of scenes with one object, two in a relation, equal ones, mixed ones
+_PLACED = "placed"  # the full captions of single objects: a space of scenes, though not of prompts
 _MARGIN = 0.03  # between an object and the border
 _GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so that a judge can part them
 _CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
@@ -186,6 +190,8 @@ def _compositions(category: str) -> list[Description]:
         return [Description((one[a], one[b]), relation=r) for a, b in pairs for r in ("left of", "above")]
     if category == "color_attribution":
         return [Description((one[a], one[b])).canonical() for a, b in combinations(kinds, 2)]
+    if category == _PLACED:
+        return [Description((group,), place=place) for group, place in product(one.values(), PLACES)]
     raise ValueError(f"unknown category {category!r}; known: {', '.join(CATEGORIES)}")
 
 
@@ -195,9 +201,10 @@ def _hash_order(text: str) -> bytes:
 
 @cache
 def _held_out() -> frozenset[Description]:
-    """A quarter of each category in hash order, taking no word in more than a third of the statements that hold it."""
+    """A quarter of each category, and of the single objects at a place, in hash order, taking no word in more than a
+    third of the statements that hold it."""
     chosen: set[Description] = set()
-    for category in CATEGORIES:
+    for category in (*CATEGORIES, _PLACED):
         space = sorted(_compositions(category), key=lambda d: _hash_order(phrase(d)))
         total = Counter(word for d in space for word in _factors(d))
         taken: Counter[str] = Counter()
@@ -217,8 +224,18 @@ def _factors(description: Description) -> set[str]:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a caption is, or implies, a held-out prompt (in whatever order or wording)."""
-    return any(d.canonical() in _held_out() for d in parse(text).implied())
+    """Whether a caption says a held-out prompt, in whatever order or wording."""
+    return parse(text).canonical() in _held_out()
+
+
+def shows_held_out(scene: Scene) -> bool:
+    """Whether a scene, as its full caption tells it, is held out."""
+    return summarise(scene).canonical() in _held_out()
+
+
+def training_styles(scene: Scene) -> list[str]:
+    """The caption styles that say no held-out prompt about a scene."""
+    return [style for style in STYLES if not is_held_out(describe(scene, style))]
 
 
 def prompts(category: str, held_out: bool) -> list[str]:
@@ -235,7 +252,7 @@ def prompts(category: str, held_out: bool) -> list[str]:
 def _prompts(category: str, held_out: bool) -> tuple[str, ...]:
     texts = {phrase(wording) for d in _compositions(category) for wording in _wordings(d)}
     if held_out:
-        kept = [text for text in texts if parse(text).canonical() in _held_out()]
+        kept = [text for text in texts if is_held_out(text)]
     else:
         kept = [text for text in texts if not is_held_out(text)]
     return tuple(sorted(kept, key=_hash_order))
@@ -248,8 +265,8 @@ def _wordings(description: Description) -> Iterator[Description]:
         yield Description(description.groups[::-1], relation=turned)
 
 
-def draw_scene(rng: random.Random, held_out: bool = False, mix: tuple[int, int, int, int] = MIX) -> Scene:
-    """Draw a scene: for training (no held-out prompt describes it), or one that a held-out prompt describes.
+def draw_scene(rng: random.Random, held_out: bool | None = False, mix: tuple[int, int, int, int] = MIX) -> Scene:
+    """Draw a scene for training, a held-out one, or (None) any.
 
     `mix` weighs the four kinds: one object at a place, two objects in a relation, two to four equal objects, three or
     four mixed ones.
@@ -263,7 +280,7 @@ def draw_scene(rng: random.Random, held_out: bool = False, mix: tuple[int, int, 
         )
         scene = rng.choices(layouts, mix)[0](rng)
         fits = all(separate(a, b) for a, b in combinations(scene.objects, 2))
-        if fits and is_held_out(describe(scene)) == held_out:
+        if fits and held_out in (None, shows_held_out(scene)):
             return scene
 
 

@@ -21,9 +21,9 @@ SIZE = 64  # pixels a side that every part works at
 
 
 def draw_scenes(
-    count: int, seed: int, held_out: bool = False, mix: tuple[int, int, int, int] = MIX
+    count: int, seed: int, held_out: bool | None = False, mix: tuple[int, int, int, int] = MIX
 ) -> list[Scene]:
-    """`count` scenes; training scenes unless `held_out`."""
+    """`count` scenes: for training, held out, or (None) any."""
     rng = random.Random(seed)
     return [draw_scene(rng, held_out, mix) for _ in range(count)]
 
