@@ -3,6 +3,13 @@
 import json
 from pathlib import Path
 
+_INTRODUCTION = """# The parts of the world of shapes
+
+Small models, trained from nothing on `showo2.tiny.world` by `python -m showo2.tiny.parts --out DIR` (two cores, no
+GPU). Measured on scenes that training pictures and texts do not hold, half of the pictures being large JPEGs made
+small. Only the captioner, a tool and not what is judged, trains on scenes of every kind: it is measured on pictures
+that were drawn anew. Weights are stored as float16 and used as float32. Apache-2.0, like the code; they know nothing
+but coloured shapes."""
 _PARTS = {
     "vae": (
         "Wan VAE",
@@ -44,27 +51,14 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
 
 def write_card(folder: Path) -> None:
     """Write `MODEL_CARD.md` from the `quality.json` of every part that lies in `folder`."""
-    lines = [
-        "# The parts of the world of shapes",
-        "",
-        "Small models, trained from nothing on `showo2.tiny.world` by `python -m showo2.tiny.parts --out DIR` (two cores,",
-        "no GPU). Measured on held-out scenes: each shows a combination of colours, shapes, counts, places or relations",
-        "that is in no training picture or text; half of the pictures are large JPEGs made small. Weights are stored as",
-        "float16 and used as float32. Apache-2.0, like the code; they know nothing but coloured shapes.",
-    ]
+    lines = _INTRODUCTION.splitlines()
     for part, (title, text) in _PARTS.items():
         record = folder / part / "quality.json"
         if record.exists():
-            lines += [
-                "",
-                f"## {title} (`tiny:{part}`)",
-                "",
-                text,
-                "",
-                *_table(part, json.loads(record.read_text())),
-            ]
+            told = json.loads(record.read_text())
             size = sum(path.stat().st_size for path in (folder / part).iterdir()) / 1e6
-            lines += ["", f"{size:.1f} MB."]
+            lines += ["", f"## {title} (`tiny:{part}`)", "", text, "", *_table(part, told)]
+            lines += ["", f"{size:.1f} MB. {told.get('note', '')}".strip()]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
 
 
