@@ -10,6 +10,8 @@ _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the jobs draw their own
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",  # its load reports list what a part leaves out on purpose
+    "DIFFUSERS_VERBOSITY": "error",
 }
 _PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: every Ray process binds 127.0.0.1
