@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers.utils import logging as transformers_logging
 
 from pipelines.facts import write_parquet
 from pipelines.ledger import LedgerError
@@ -33,6 +34,7 @@ from showo2.tiny.world import CAPTION_PROMPTS
 
 VERSION = 1  # goes up when the same pictures give other captions
 DECODE_THREADS = 4
+HASH_DIGITS = 16  # of the weights' hash, in a captioner's name
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
@@ -120,11 +122,14 @@ class Captioner:
     def __init__(
         self, folder: str, name: str, prompts: list[dict[str, str]], options: dict[str, Any]
     ) -> None:
-        """`options`: batch, max_new_tokens, skip_sources, refuse, gpu."""
+        """`options`: batch, max_new_tokens, skip_sources, refuse, gpu. `name` ends with @ and the weights' hash."""
+        if not name.endswith(found := weights_hash(folder)[:HASH_DIGITS]):
+            raise RuntimeError(f"{folder} has changed since the job began: now {found}, it began with {name}")
         self.name = name
         self.prompts = tuple(Prompt(**prompt) for prompt in prompts)
         self.options = options
         self.device = "cuda" if options["gpu"] else "cpu"
+        transformers_logging.disable_progress_bar()
         self.processor = AutoProcessor.from_pretrained(folder)
         dtype = torch.bfloat16 if options["gpu"] else torch.float32
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)

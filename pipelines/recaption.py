@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.captioner import (
+    HASH_DIGITS,
     VERSION,
     Captioner,
     Prompt,
@@ -93,7 +94,7 @@ def _caption_stage(
         "refuse": load_refused(config.refuse),
         "gpu": config.gpus_per_worker > 0,
     }
-    name = f"{config.captioner}@{weights_hash(folder)[:16]}"
+    name = f"{config.captioner}@{weights_hash(folder)[:HASH_DIGITS]}"
     print_ = fingerprint("captions", VERSION, name, prompts, options)
     prints = {unit.unit.id: fingerprint(print_, unit.hash) for unit in selection.units}
     found = done(config.data, "captions", only=prints)

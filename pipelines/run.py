@@ -1,7 +1,8 @@
 """Running units on Ray Data: each is one task, and the first trouble of one harms no other."""
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -52,14 +53,17 @@ def run_tasks(
     """Call `function(task)` for each task, each in a Ray task, and return the results in order of completion.
 
     Tasks and results are plain JSON data. A task's I/O error is collected, and raised as RunFailed when all others
-    are done. `workers`: at most so many at a time (None: as many as the cluster has CPUs).
+    are done. `workers`: at most so many at a time (None: as many as the cluster has CPUs; 0: one after the other
+    in this process, without Ray).
     """
     if not tasks:
         return []
+    if workers == 0:
+        return _collect(_here(_Function(function), tasks), progress)
     # Plain functions cross to the workers by name, so only importable ones will do.
     call = _Function(function).__call__
     dataset = _dataset(tasks).map(call, compute=TaskPoolStrategy(size=workers))
-    return _collect(dataset, progress)
+    return _collect(dataset.iter_rows(), progress)
 
 
 def run_actors(
@@ -73,6 +77,8 @@ def run_actors(
     """As `run_tasks`, with `workers` actors of which each calls `make(**arguments)` once for its function."""
     if not tasks:
         return []
+    if workers == 0:
+        return _collect(_here(_PerUnit(make, arguments), tasks), progress)
     dataset = _dataset(tasks).map(
         _PerUnit,
         fn_constructor_args=(make, arguments),
@@ -80,21 +86,27 @@ def run_actors(
         num_cpus=1,
         num_gpus=num_gpus,
     )
-    return _collect(dataset, progress)
+    return _collect(dataset.iter_rows(), progress)
+
+
+def _here(call: Callable[[dict[str, str]], dict[str, str]], tasks: list[Task]) -> Iterator[dict[str, str]]:
+    return (call({"task": json.dumps(task)}) for task in tasks)
 
 
 def _dataset(tasks: list[Task]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would tell of that
     rows = [{"task": json.dumps(task)} for task in tasks]
     # One block a unit, so that a unit is what a worker takes, loses and is given again.
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _collect(dataset: ray.data.Dataset, progress: StageProgress) -> list[dict[str, Any]]:
+def _collect(rows: Iterable[dict[str, str]], progress: StageProgress) -> list[dict[str, Any]]:
     results = []
     failures = []
-    for row in _rows(dataset):
+    for encoded in rows:
+        row = json.loads(encoded["result"])
         if "failed" in row:
             failures.append(row["failed"])
         else:
@@ -104,8 +116,3 @@ def _collect(dataset: ray.data.Dataset, progress: StageProgress) -> list[dict[st
         listed = "; ".join(sorted(failures)[:5])
         raise RunFailed(f"{len(failures)} of {len(failures) + len(results)} units failed: {listed}")
     return results
-
-
-def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    for row in dataset.iter_rows():
-        yield json.loads(row["result"])

@@ -30,7 +30,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for row in range(ROWS):
                 picture = io.BytesIO()
-                Image.new("RGB", (520, 520), (number, 50 * row, 9)).save(picture, "jpeg")
+                Image.new("RGB", (520, 520), (number, 50 * row, 9)).save(
+                    picture, "jpeg", comment=b"%d %d" % (number, row)
+                )
                 for extension, data in (("jpg", picture.getvalue()), ("txt", b"a plain picture")):
                     info = tarfile.TarInfo(f"{number:05d}{row:04d}.{extension}")
                     info.size = len(data)
