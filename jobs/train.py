@@ -25,7 +25,7 @@ import torch
 import transformers
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jobs._console import progress, told_plainly
 from showo2 import recipes
@@ -95,7 +95,7 @@ def _run_on_ray(config: Train) -> str:
         (config.out / name).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _ray_worker, train_loop_config={"config": config},
-        scaling_config=ScalingConfig(config.workers, use_gpu=config.device == "cuda",
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
         run_config=RunConfig(name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=3)))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
@@ -192,7 +192,7 @@ def _follow(config: Train, done: threading.Event) -> None:
 
 
 def _table() -> Table:
-    table = Table("recipe", "starts from", "steps", "batch", "what it does")
+    table = Table(Column("recipe", no_wrap=True), "starts from", "steps", "batch", "what it does")
     for recipe in recipes.RECIPES.values():
         table.add_row(recipe.name, recipe.start, str(recipe.steps), str(recipe.batch), recipe.summary)
     return table

@@ -72,8 +72,10 @@ class Distillation:
 
     def sums(self, micro: Pairs) -> Tensor:
         """-log of the cosine, and the cosine itself, over patches."""
+        if not len(micro.latents):
+            # A rank without pictures still runs every layer, in the graph: FSDP's collectives must stay in step.
+            nothing = self.root(micro.latents.new_zeros(1, *micro.latents.shape[1:]))[:0].float().sum()
+            return torch.stack([nothing, nothing.detach()])
         features = self.root(flow.interpolate(micro.latents, micro.noise, micro.t))
-        teacher = siglip_features(self.teacher, micro.pixels)
-        total, cosine = distillation_loss(features, teacher)
-        # The mean of no patches is not a number.
-        return torch.stack([total, cosine * features[..., 0].numel() if len(features) else total.detach()])
+        total, cosine = distillation_loss(features, siglip_features(self.teacher, micro.pixels))
+        return torch.stack([total, cosine * features[..., 0].numel()])

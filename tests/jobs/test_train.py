@@ -45,7 +45,8 @@ def refused(capsys, *arguments: str) -> str:
 
 def test_list_names_every_recipe(capsys):
     train.main(["--list"])
-    assert all(name in capsys.readouterr().out for name in recipes.RECIPES)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in recipes.RECIPES)
 
 
 def test_mistakes_are_told_in_a_line(capsys, tmp_path, data):
