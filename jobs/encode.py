@@ -31,7 +31,8 @@ def main() -> None:
     config = tyro.cli(EncodeConfig, description=__doc__)
     with told_plainly():
         check(config)  # mistakes are told before Ray starts
-        connect()
+        if config.workers != 0:
+            connect()
         try:
             tell(encode(config), config.data)
         except RunFailed as error:

@@ -51,7 +51,7 @@ class EncodeConfig:
     min_psnr: float = 15.0
     """dB that they must reach on average; below it the run stops."""
     workers: int | None = None
-    """Actors, each with one copy of the VAE; by default one a CPU, or a GPU."""
+    """Actors, each with one copy of the VAE; by default one a CPU, or a GPU. 0: this process, without Ray."""
     gpus_per_worker: float = 0
 
     @property
@@ -89,7 +89,7 @@ def check(config: EncodeConfig) -> None:
     step = SPATIAL * PATCH
     if config.size < step or config.size % step:
         raise InputError(f"--size {config.size}: need a multiple of {step}, for example 64 or 432")
-    for name in ("teacher_size", "batch", "workers"):
+    for name in ("teacher_size", "batch"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: need 1 or more")
@@ -151,7 +151,7 @@ def _latents_stage(config: EncodeConfig, selection: Selection, vae: str) -> tupl
         "gpu": config.gpus_per_worker > 0,
     }
     with StageProgress("latents", len(ids), len(ids) - len(pending)) as progress:
-        workers = config.workers or _workers(config.gpus_per_worker)
+        workers = _workers(config.gpus_per_worker) if config.workers is None else config.workers
         run_actors(LatentEncoder, arguments, pending, workers, progress, num_gpus=config.gpus_per_worker)
     return done(config.data, name, only=ids), len(pending)
 

@@ -57,6 +57,8 @@ def _shown(account: str) -> int:
 
 def draw_samples(samples: Samples, max_pixels: int) -> dict[str, list[dict[str, Any]]]:
     """The entries with a `thumbnail` (data URL, or None where the picture cannot be decoded)."""
+    if not ray.is_initialized():  # a run in one process, workers=0
+        return _draw(samples.entries, max_pixels)
     # In a process of its own: what is shown as failed may be made to crash a decoder.
     draw = ray.remote(num_cpus=1, max_retries=0)(_draw)
     try:

@@ -1,4 +1,7 @@
-"""Encoding as a whole, on Ray: pictures become audited latents, and nothing but the input decides the bytes."""
+"""Encoding as a whole: pictures become audited latents, and nothing but the input decides the bytes.
+
+Most tests run in this process (workers=0); those about Ray say so.
+"""
 
 import io
 import json
@@ -27,6 +30,7 @@ from pipelines.facts import uid_of
 from pipelines.latents import AuditFailed, LatentEncoder
 from pipelines.publish import publish, publish_record, read_json
 from pipelines.rows import load_selection, read_rows
+from pipelines.run import RunFailed
 from pipelines.sources import InputError
 from showo2.shards import Manifest
 from showo2.tiny.render import render
@@ -58,7 +62,7 @@ def undecodable() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def curated(tmp_path_factory, ray_session) -> Path:
+def curated(tmp_path_factory) -> Path:
     """A dataset of two tars: 14 pairs of which one cannot be decoded, and 2 pairs with 3 conversations."""
     folder = tmp_path_factory.mktemp("sources")
     members = []
@@ -77,16 +81,16 @@ def curated(tmp_path_factory, ray_session) -> Path:
         ]
     write_tar(folder / "00001.tar", members)
     out = tmp_path_factory.mktemp("data")
-    curate(CurateConfig((f"web={folder}",), str(out)))
+    curate(CurateConfig((f"web={folder}",), str(out), workers=0))
     return out
 
 
 @pytest.fixture(scope="module")
-def run(curated, tmp_path_factory, ray_session):
-    """One finished run with two actors: (config, report)."""
+def run(curated, tmp_path_factory):
+    """One finished run: (config, report)."""
     out = tmp_path_factory.mktemp("encoded") / "data"
     shutil.copytree(curated, out)
-    config = EncodeConfig(str(out), workers=2, batch=4)
+    config = EncodeConfig(str(out), workers=0, batch=4)
     return config, encode(config)
 
 
@@ -102,7 +106,7 @@ def encoder(config: EncodeConfig) -> LatentEncoder:
 
 
 def test_every_row_is_encoded_or_failed(run):
-    config, report = run
+    config, _ = run
     assert (report.rows, report.failed, report.shards) == (18, {"undecodable": 1}, 3)
     manifest = Manifest.load(config.data)
     assert manifest.hash == report.hash and manifest.buckets == [(1, 8, 8)]
@@ -116,7 +120,7 @@ def test_every_row_is_encoded_or_failed(run):
 
 
 def test_rows_come_back_as_their_pictures(run):
-    config, report = run
+    config, _ = run
     vae = WanVAE.from_pretrained(config.vae)
     manifest = Manifest.load(config.data)
     seeds = {uid_of("web", f"{i:04d}"): i for i in range(12)}
@@ -156,19 +160,37 @@ def test_provenance_and_texts(run):
     assert talk.kind == "conversation" and talk.text.conversation() == TURNS
 
 
-def test_a_second_run_does_nothing_and_one_worker_gives_the_same_bytes(run, curated, tmp_path):
-    config, report = run
+def test_a_second_run_does_nothing(run):
+    config, _ = run
     before = {p: p.stat().st_mtime_ns for p in Path(config.data).rglob("*.arrow")}
     again = encode(config)
     assert (again.hash, again.fresh, report.fresh) == (report.hash, 0, 2)
     assert before == {p: p.stat().st_mtime_ns for p in Path(config.data).rglob("*.arrow")}
+
+
+def test_two_actors_on_ray_give_the_same_bytes(run, curated, tmp_path, ray_session):
+    config, _ = run
     shutil.copytree(curated, tmp_path / "data")
-    assert encode(replace(config, data=str(tmp_path / "data"), workers=1)).hash == report.hash
+    assert encode(replace(config, data=str(tmp_path / "data"), workers=2)).hash == report.hash
     assert published(str(tmp_path / "data")) == published(config.data)
 
 
+def test_a_vanished_tar_fails_its_unit_only(run, curated, tmp_path):
+    config = replace(run[0], data=str(tmp_path / "data"))
+    shutil.copytree(curated, config.data)
+    path = Path(load_selection(config.data).units[0].unit.path)
+    hidden = path.rename(path.with_suffix(".hidden"))
+    try:
+        with pytest.raises(RunFailed, match="1 of 2 units failed: .*00000.tar"):
+            encode(config)
+    finally:
+        hidden.rename(path)
+    report = encode(config)
+    assert (report.fresh, report.hash) == (1, run[1].hash)
+
+
 def test_a_deleted_file_is_made_again(run, tmp_path):
-    config, report = run
+    config, _ = run
     shutil.copytree(config.data, tmp_path / "data")
     lost = next((tmp_path / "data" / "latents").rglob("*.teacher.arrow"))
     lost.unlink()
@@ -197,7 +219,7 @@ def recaption_by_hand(data: str, told: dict[str, str | None]) -> None:
 
 
 def test_new_captions_rewrite_texts_only(run, tmp_path):
-    config, report = run
+    config, _ = run
     config = replace(config, data=str(tmp_path / "data"))
     shutil.copytree(run[0].data, config.data)
     before = {p: p.stat().st_mtime_ns for p in Path(config.data).rglob("*.arrow")}
@@ -217,7 +239,7 @@ def test_new_captions_rewrite_texts_only(run, tmp_path):
 
 
 def test_other_sizes_live_side_by_side(run, tmp_path):
-    config, report = run
+    config, _ = run
     config = replace(config, data=str(tmp_path / "data"), size=96, teacher=False)
     shutil.copytree(run[0].data, config.data)
     both = encode(config)
@@ -243,7 +265,7 @@ def test_a_vae_that_does_not_fit_is_stopped_by_the_audit(run, tmp_path):
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_same(run, curated, tmp_path):
-    config, report = run
+    config, _ = run
     data = tmp_path / "data"
     shutil.copytree(curated, data)
     command = [sys.executable, "-m", "jobs.encode", "--data", str(data), "--workers", "1", "--batch", "4"]
@@ -269,13 +291,13 @@ def test_mistakes_are_told_before_anything_starts(curated, options, message):
         check(replace(EncodeConfig(str(curated)), **options))
 
 
-def test_a_photograph_through_the_full_size_vae_is_93312_bytes(tmp_path, ray_session):
+def test_a_photograph_through_the_full_size_vae_is_93312_bytes(tmp_path):
     folder = Path(skimage.data.__file__).parent
     write_tar(tmp_path / "00000.tar", [("rocket.jpg", (folder / "rocket.jpg").read_bytes()), ("rocket.txt", b"small"),
                                        ("coffee.png", (folder / "astronaut.png").read_bytes()),
                                        ("coffee.txt", b"an astronaut in an orange suit")])  # fmt: skip
     data = str(tmp_path / "data")
-    curate(CurateConfig((f"photographs={tmp_path}/00000.tar",), data))
+    curate(CurateConfig((f"photographs={tmp_path}/00000.tar",), data, workers=0))
     with torch.device("meta"):
         network = AutoencoderKLWan()
     network.to_empty(device="cpu").to(torch.bfloat16)
@@ -283,7 +305,7 @@ def test_a_photograph_through_the_full_size_vae_is_93312_bytes(tmp_path, ray_ses
     for weight in network.parameters():
         torch.nn.init.normal_(weight, std=0.02, generator=generator)
     network.save_pretrained(tmp_path / "vae")
-    report = encode(EncodeConfig(data, str(tmp_path / "vae"), 432, audit=0, workers=1))
+    report = encode(EncodeConfig(data, str(tmp_path / "vae"), 432, audit=0, workers=0))
     assert report.rows == 1
     ((shard, reader),) = Manifest.load(data).readers()
     row = reader.read(0, teacher=True)
