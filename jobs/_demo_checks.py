@@ -83,28 +83,31 @@ def _recaptioned(data: str, scenes: dict[str, Scene]) -> Iterator[Captioned]:
 
 
 def held_out(world: Path, data: str, suite: Suite) -> str:
-    """A line for people. Raises RuntimeError where training met what is asked: the prompt of a picture as a caption,
+    """A line for people. Raises RuntimeError where training met what is asked: the prompt of a picture as a text,
     or a picture of a held-out scene."""
     asked = {prompt for _, prompt in picture_prompts(suite)}
     texts, uids = training_set(data)
     if met := sorted(asked & texts):
-        raise RuntimeError(f"{len(met)} of {len(asked)} prompts are training captions, say {met[0]!r}")
+        raise RuntimeError(f"{len(met)} of {len(asked)} prompts are training texts, say {met[0]!r}")
     scenes = truth(world)
     seen = [uid for uid in uids if shows_held_out(scenes[uid])]
     if seen:
         raise RuntimeError(f"{len(seen)} of {len(uids)} training pictures show a held-out scene, say {seen[0]}")
-    return (f"none of the {len(asked)} prompts is among the {len(texts):,} different training captions, and none of the "
+    return (f"none of the {len(asked)} prompts is among the {len(texts):,} different training texts, and none of the "
             f"{len(uids):,} training pictures shows a held-out one")  # fmt: skip
 
 
 def training_set(data: str) -> tuple[set[str], list[str]]:
-    """(captions of pairs, uids of all rows) of the shards that training reads."""
+    """(captions of pairs and answers of conversations, uids of all rows) of the shards that training reads."""
     texts: set[str] = set()
     uids: list[str] = []
     for shard, reader in Manifest.load(f"{data}/latents").readers():
         rows = [reader.text(i) for i in range(len(reader))]
         uids += [row.uid for row in rows]
-        texts |= {row.text for row in rows if shard.kind == "pair"}
+        if shard.kind == "pair":
+            texts |= {row.text for row in rows}
+        else:
+            texts |= {turn["value"] for row in rows for turn in json.loads(row.messages)}
     return texts, uids
 
 

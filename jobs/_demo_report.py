@@ -19,6 +19,8 @@ from jobs._machine import commit, machine, versions
 from jobs._steps import clock, read_journal
 from pipelines.publish import done
 from pipelines.report import Samples, draw_samples
+from showo2.evaluate.suite import KINDS
+from showo2.tiny.world import CATEGORIES
 from showo2.train import meters
 
 STAGES = {"distill": "tiny-distill", "stage1": "tiny-stage1", "stage2": "tiny-stage2"}
@@ -32,7 +34,7 @@ def write_report(out: Path, options: dict[str, Any]) -> Path:
     """Gather `out` into out/report.html and return its path. Needs a Ray session (damaged pictures may crash)."""
     steps = {name: note for name, note in read_journal(out / "steps.json").items() if note["done"]}
     page = {
-        "scores": read(out / "scores.json"),
+        "scores": scores(read(out / "scores.json")),
         "held_out": read(out / "held_out.json")["said"],
         "curation": read(out / "data" / "report.json"),
         "samples": curation_samples(str(out / "data")),
@@ -59,6 +61,12 @@ def write_report(out: Path, options: dict[str, Any]) -> Path:
 def read(path: Path) -> Any:
     """A JSON file's content."""
     return json.loads(path.read_text())
+
+
+def scores(written: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Shares by category and by kind, in the suite's order, the score last."""
+    order = {"picture": (*CATEGORIES, "score"), "question": (*KINDS, "score")}
+    return {part: {name: written[part][name] for name in names} for part, names in order.items()}
 
 
 def curation_samples(data: str) -> dict[str, list[dict[str, Any]]]:

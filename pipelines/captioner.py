@@ -32,8 +32,9 @@ from pipelines.sources import InputError
 from showo2.tiny import resolve
 from showo2.tiny.world import CAPTION_PROMPTS
 
-VERSION = 1  # goes up when the same pictures give other captions
+VERSION = 2  # goes up when the same pictures give other captions
 DECODE_THREADS = 4
+REFUSED = "failed:evaluation_prompt"
 HASH_DIGITS = 16  # of the weights' hash, in a captioner's name
 SCHEMA = pa.schema(
     [
@@ -160,26 +161,40 @@ class Captioner:
         return {"rows": len(table)}
 
     def captions(self, tar: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One caption (fields of SCHEMA) a row, in order of the rows."""
+        """One caption (fields of SCHEMA) a row, in order of the rows.
+
+        A picture whose caption is refused is asked about with the next prompt, until there is none.
+        """
         result: dict[int, dict[str, Any]] = {}
-        by_prompt: dict[Prompt, list[int]] = {prompt: [] for prompt in self.prompts}
+        asked: dict[int, int] = {}  # number of the row -> number of its prompt
         for number, row in enumerate(rows):
             if row["source"] in self.options["skip_sources"] or row["kind"] != "pair":
                 result[number] = _caption(row["uid"], row["text"], "kept")
             else:
-                by_prompt[choose_prompt(row["uid"], self.prompts)].append(number)
-        size = self.options["batch"]
-        batches = [
-            (prompt, numbers[start : start + size])
-            for prompt, numbers in by_prompt.items()
-            for start in range(0, len(numbers), size)
-        ]
+                asked[number] = self.prompts.index(choose_prompt(row["uid"], self.prompts))
         with closing(MediaReader(tar)) as media:
-            reads = [[rows[number] for number in numbers] for _, numbers in batches]
-            for (prompt, numbers), pictures in zip(batches, self._pictures(media, reads), strict=True):
-                for number, caption in zip(numbers, self._answer(prompt, pictures), strict=True):
-                    result[number] = {"uid": rows[number]["uid"], **caption}
+            for _ in self.prompts:
+                answers = self._ask(media, rows, asked)
+                result |= answers
+                refused = [n for n, answer in answers.items() if answer["finish_reason"] == REFUSED]
+                asked = {number: (asked[number] + 1) % len(self.prompts) for number in sorted(refused)}
         return [result[number] for number in range(len(rows))]
+
+    def _ask(
+        self, media: MediaReader, rows: list[dict[str, Any]], asked: dict[int, int]
+    ) -> dict[int, dict[str, Any]]:
+        """Captions by number of the row, of the rows in `asked`; one prompt a batch."""
+        size = self.options["batch"]
+        batches = []
+        for place, prompt in enumerate(self.prompts):
+            own = [number for number, wanted in asked.items() if wanted == place]
+            batches += [(prompt, own[start : start + size]) for start in range(0, len(own), size)]
+        reads = [[rows[number] for number in numbers] for _, numbers in batches]
+        answers = {}
+        for (prompt, numbers), pictures in zip(batches, self._pictures(media, reads), strict=True):
+            for number, caption in zip(numbers, self._answer(prompt, pictures), strict=True):
+                answers[number] = {"uid": rows[number]["uid"], **caption}
+        return answers
 
     def _pictures(
         self, media: MediaReader, reads: list[list[dict[str, Any]]]
@@ -207,7 +222,7 @@ class Captioner:
             else:
                 text, reason, tokens = next(said)
                 if text in self.options["refuse"]:
-                    text, reason = None, "failed:evaluation_prompt"
+                    text, reason = None, REFUSED
             answers.append(
                 {
                     "text": text,

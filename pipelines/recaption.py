@@ -39,7 +39,8 @@ class RecaptionConfig:
     skip_sources: tuple[str, ...] = ("synthetic", "instruct")
     """Sources whose rows keep their text."""
     refuse: str | None = None
-    """File of texts, one a line, that no caption may equal: the prompts of evaluation sets."""
+    """File of texts, one a line, that no caption may equal: the prompts of evaluation sets. A picture that gets one
+    is asked about with the next prompt."""
     batch: int = 64
     max_new_tokens: int = 64
     workers: int = 2

@@ -73,7 +73,7 @@ def test_other_options_need_another_folder(demo: Demo) -> None:
 def test_a_leak_is_found(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = checks.picture_prompts(Suite(pictures=1))[0][1]
     monkeypatch.setattr(checks, "training_set", lambda data: ({prompt, "a red circle"}, []))
-    with pytest.raises(RuntimeError, match=f"are training captions, say '{prompt}'"):
+    with pytest.raises(RuntimeError, match=f"are training texts, say '{prompt}'"):
         checks.held_out(demo.out / "world", str(demo.out / "data"), Suite(pictures=1))
 
 

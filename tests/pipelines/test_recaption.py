@@ -3,19 +3,20 @@
 import io
 import json
 import random
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.captioner import Captioner, Prompt, choose_prompt, load_prompts, weights_hash
+from pipelines.captioner import HASH_DIGITS, Captioner, Prompt, choose_prompt, load_prompts, weights_hash
 from pipelines.curate import CurateConfig, curate
 from pipelines.recaption import RecaptionConfig, recaption
 from pipelines.rows import load_selection, read_captions, read_rows
 from pipelines.sources import InputError
 from showo2.tiny import resolve
 from showo2.tiny.render import render
-from showo2.tiny.world import CAPTION_PROMPTS, Scene, describe, draw_scene
+from showo2.tiny.world import CAPTION_PROMPTS, Object, Scene, describe, draw_scene
 from tests.pipelines.conftest import write_tar
 
 SCENES = 24
@@ -105,6 +106,30 @@ def test_again_is_nothing_new_and_a_killed_unit_comes_back_the_same(data, report
     next(iter(files)).unlink()
     assert recaption(RecaptionConfig(data, workers=1)).hash == report.hash
     assert files == {path: path.read_bytes() for path in (Path(data) / "captions").iterdir()}
+
+
+def test_a_refused_caption_is_asked_for_again_in_other_words(tmp_path):
+    scene = Scene((Object("red", "circle", 0.25, 0.5, 0.15),))
+    write_tar(tmp_path / "0.tar", [("0.jpg", jpeg(scene))])
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        member = tar.getmember("0.jpg")
+    row = {"uid": "00", "source": "web", "kind": "pair", "text": "", "offset": member.offset_data, "size": member.size}
+    folder = resolve("tiny:captioner")
+    prompts = [{"id": style, "text": text} for style, text in CAPTION_PROMPTS.items()]
+    options = {"batch": 4, "max_new_tokens": 64, "skip_sources": [], "refuse": [], "gpu": False}
+
+    def say(*refuse: str) -> dict:
+        captioner = Captioner(folder, f"tiny:captioner@{weights_hash(folder)[:HASH_DIGITS]}", prompts, options | {"refuse": refuse})
+        (caption,) = captioner.captions(str(tmp_path / "0.tar"), [row])
+        return caption
+
+    said: list[str] = []
+    for _ in prompts:
+        caption = say(*said)
+        assert caption["text"] == describe(scene, caption["prompt_id"]) and caption["text"] not in said
+        said.append(caption["text"])
+    caption = say(*said)
+    assert caption["text"] is None and caption["finish_reason"] == "failed:evaluation_prompt"
 
 
 def test_other_options_are_other_captions(data, report, tmp_path):
