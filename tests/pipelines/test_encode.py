@@ -106,7 +106,7 @@ def encoder(config: EncodeConfig) -> LatentEncoder:
 
 
 def test_every_row_is_encoded_or_failed(run):
-    config, _ = run
+    config, report = run
     assert (report.rows, report.failed, report.shards) == (18, {"undecodable": 1}, 3)
     manifest = Manifest.load(config.data)
     assert manifest.hash == report.hash and manifest.buckets == [(1, 8, 8)]
@@ -120,7 +120,7 @@ def test_every_row_is_encoded_or_failed(run):
 
 
 def test_rows_come_back_as_their_pictures(run):
-    config, _ = run
+    config, report = run
     vae = WanVAE.from_pretrained(config.vae)
     manifest = Manifest.load(config.data)
     seeds = {uid_of("web", f"{i:04d}"): i for i in range(12)}
@@ -161,7 +161,7 @@ def test_provenance_and_texts(run):
 
 
 def test_a_second_run_does_nothing(run):
-    config, _ = run
+    config, report = run
     before = {p: p.stat().st_mtime_ns for p in Path(config.data).rglob("*.arrow")}
     again = encode(config)
     assert (again.hash, again.fresh, report.fresh) == (report.hash, 0, 2)
@@ -169,7 +169,7 @@ def test_a_second_run_does_nothing(run):
 
 
 def test_two_actors_on_ray_give_the_same_bytes(run, curated, tmp_path, ray_session):
-    config, _ = run
+    config, report = run
     shutil.copytree(curated, tmp_path / "data")
     assert encode(replace(config, data=str(tmp_path / "data"), workers=2)).hash == report.hash
     assert published(str(tmp_path / "data")) == published(config.data)
@@ -190,7 +190,7 @@ def test_a_vanished_tar_fails_its_unit_only(run, curated, tmp_path):
 
 
 def test_a_deleted_file_is_made_again(run, tmp_path):
-    config, _ = run
+    config, report = run
     shutil.copytree(config.data, tmp_path / "data")
     lost = next((tmp_path / "data" / "latents").rglob("*.teacher.arrow"))
     lost.unlink()
@@ -219,7 +219,7 @@ def recaption_by_hand(data: str, told: dict[str, str | None]) -> None:
 
 
 def test_new_captions_rewrite_texts_only(run, tmp_path):
-    config, _ = run
+    config, report = run
     config = replace(config, data=str(tmp_path / "data"))
     shutil.copytree(run[0].data, config.data)
     before = {p: p.stat().st_mtime_ns for p in Path(config.data).rglob("*.arrow")}
@@ -265,7 +265,7 @@ def test_a_vae_that_does_not_fit_is_stopped_by_the_audit(run, tmp_path):
 
 
 def test_killed_in_the_middle_and_run_again_gives_the_same(run, curated, tmp_path):
-    config, _ = run
+    config, report = run
     data = tmp_path / "data"
     shutil.copytree(curated, data)
     command = [sys.executable, "-m", "jobs.encode", "--data", str(data), "--workers", "1", "--batch", "4"]
