@@ -23,7 +23,7 @@ def test_hash_is_of_the_content(dataset):
 def test_select(dataset):
     assert dataset.select((1, 4, 6), "pair", ("web", "x")) == list(dataset.shards)
     assert dataset.select() == list(dataset.shards)
-    for miss in (dict(bucket=(1, 8, 8)), dict(kind="conversation"), dict(sources=("x",))):
+    for miss in ({"bucket": (1, 8, 8)}, {"kind": "conversation"}, {"sources": ("x",)}):
         assert dataset.select(**miss) == []
 
 
