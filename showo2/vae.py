@@ -307,7 +307,8 @@ def _load_frame(config: dict[str, Any], state: dict[str, Tensor]) -> _Frame:
             # A contiguous copy of its own: what is left of the kernel stays with the 3D network's weights.
             flat[name] = tensor.reshape(-1, 1, 1) if name.endswith(".gamma") else tensor.clone()
     frame.load_state_dict(flat, assign=True)
-    return frame.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    frame.eval().requires_grad_(False)
+    return frame.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:
