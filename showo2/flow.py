@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# What the flow head's output token k holds of a latent: "released" is patch^2 consecutive pixels of the row-major
+# latent, as the released weights were trained; "patch" is the square patch that the model reads as input token k.
+Order = Literal["released", "patch"]
 
 # The released trainer computes the shift for a 432x432 picture (729 tokens and its time token) whatever it trains on.
 SHIFT_TOKENS = 730
@@ -40,18 +45,23 @@ def guide(v_null: Tensor, v_text: Tensor, guidance: float) -> Tensor:
     return v_null + guidance * (v_text - v_null)
 
 
-def to_tokens(latents: Tensor, patch: int = 2) -> Tensor:
-    """Latents (n, C, T, h, w) to flow-head tokens (n, T*h*w/patch^2, patch^2*C).
+def to_tokens(latents: Tensor, patch: int = 2, order: Order = "released") -> Tensor:
+    """Latents (n, C, T, h, w) to flow-head tokens (n, T*h*w/patch^2, patch^2*C), pixels first, channels last.
 
-    Output token k is `patch^2` consecutive pixels of the row-major latent, not the k-th square patch that the model
-    reads as input token k: the released weights were trained so, and their outputs mean nothing in any other order.
+    In the released order the head must carry every pixel's noise from other input tokens to each output token: weights
+    of that order mean nothing in the other, and a new model learns sooner without it (docs/log.md).
     """
     n, c, t, h, w = latents.shape
-    return latents.permute(0, 2, 3, 4, 1).reshape(n, t * h * w // patch**2, patch**2 * c)
+    if order == "patch":
+        latents = latents.reshape(n, c, t, h // patch, patch, w // patch, patch).transpose(4, 5)
+    return latents.reshape(n, c, t * h * w).transpose(1, 2).reshape(n, t * h * w // patch**2, patch**2 * c)
 
 
-def from_tokens(tokens: Tensor, shape: tuple[int, int, int], patch: int = 2) -> Tensor:
+def from_tokens(tokens: Tensor, shape: tuple[int, int, int], patch: int = 2, order: Order = "released") -> Tensor:
     """Inverse of `to_tokens`: tokens (n, N, patch^2*C) to latents (n, C, T, h, w) for `shape` = (T, h, w)."""
     t, h, w = shape
-    n, _, width = tokens.shape
-    return tokens.reshape(n, t, h, w, width // patch**2).permute(0, 4, 1, 2, 3)
+    n, c = len(tokens), tokens.shape[2] // patch**2
+    pixels = tokens.reshape(n, t * h * w, c).transpose(1, 2)
+    if order == "patch":
+        pixels = pixels.reshape(n, c, t, h // patch, w // patch, patch, patch).transpose(4, 5)
+    return pixels.reshape(n, c, t, h, w)

@@ -18,6 +18,16 @@ def test_tokens_are_consecutive_pixels_and_return(n, frames, h, w):
     assert torch.equal(flow.from_tokens(tokens, (frames, 2 * h, 2 * w)), latents)
 
 
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
+def test_tokens_in_patch_order_are_what_the_model_reads(n, frames, h, w):
+    latents = torch.randn(n, 16, frames, 2 * h, 2 * w)
+    tokens = flow.to_tokens(latents, order="patch")
+    patches = torch.nn.functional.unfold(latents.transpose(1, 2).flatten(0, 1), 2, stride=2)
+    patches = patches.view(n, frames, 16, 4, h * w).permute(0, 1, 4, 3, 2).reshape(n, frames * h * w, 64)
+    assert torch.equal(tokens, patches)
+    assert torch.equal(flow.from_tokens(tokens, (frames, 2 * h, 2 * w), order="patch"), latents)
+
+
 def test_interpolation_ends():
     x1, x0 = torch.randn(2, 4, 1, 2, 2), torch.randn(2, 4, 1, 2, 2)
     mixed = flow.interpolate(x1, x0, torch.tensor([1.0, 0.0]))

@@ -84,7 +84,8 @@ class Velocity:
         time, span = time.repeat(repeats, 1), span.repeat(repeats, 1, 1)
         hidden = self.model.language(span, self.mask, self.position, self.llm_cache)
         tokens = self.model.flow_head(hidden, time, self.index, self.position, self.mask, self.head_cache)
-        return flow.from_tokens(tokens[:, 1:].float(), self.shape, self.model.config.patch)
+        config = self.model.config
+        return flow.from_tokens(tokens[:, 1:].float(), self.shape, config.patch, config.order)
 
 
 @torch.inference_mode()

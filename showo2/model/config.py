@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from showo2.flow import Order
+
 
 @dataclass(frozen=True)
 class FlowHeadConfig:
@@ -25,6 +27,7 @@ class Showo2Config:
     llm: the base language model's Hugging Face configuration, with `model_type`; its vocabulary already resized.
     siglip: the SigLIP vision tower's configuration; the semantic layers are all of its layers but the last.
     grid: side of the native position table, in visual tokens (27 for SigLIP so400m at 384 px).
+    order: of the flow head's output pixels (see `flow.to_tokens`); released weights need "released".
     conversation: template of question answering, "chat" or "plain" (see `sequence.conversation`).
     size: picture side in pixels that generation uses unless told otherwise.
     vae: where the latents come from (a folder, a Hub id or `tiny:vae`); the model itself never loads it.
@@ -36,6 +39,7 @@ class Showo2Config:
     grid: int = 27
     latent_channels: int = 16
     patch: int = 2
+    order: Order = "released"
     conversation: str = "chat"
     size: int = 432
     vae: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

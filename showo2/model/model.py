@@ -77,7 +77,7 @@ class Showo2(nn.Module):
         hidden = self.language(embeds, make_mask(packed.doc, packed.span), packed.position)
         ntp_sum, ntp_count = self.next_token_loss(hidden, packed.labels)
         velocity = self.packed_velocity(hidden, time, packed)
-        flow_sum, flow_count = flow_loss(velocity, packed.visuals, self.config.patch)
+        flow_sum, flow_count = flow_loss(velocity, packed.visuals, self.config.patch, self.config.order)
         return Losses(ntp_sum, ntp_count, flow_sum, flow_count)
 
     def embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
@@ -130,8 +130,9 @@ class Showo2(nn.Module):
         labelled = (labels != IGNORE).flatten().nonzero().squeeze(1)
         hidden, labels = hidden.flatten(0, 1)[labelled], labels.flatten()[labelled]
         # At least one chunk, maybe empty: every rank must run the head.
-        total = sum(F.cross_entropy(self.logits(h).float(), y, reduction="sum")
-                    for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True))
+        total = sum((F.cross_entropy(self.logits(h).float(), y, reduction="sum")
+                     for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True)),
+                    torch.zeros((), device=hidden.device))
         return total, torch.tensor(len(labels), device=hidden.device)
 
     def packed_velocity(self, hidden: Tensor, time: Tensor, packed: Packed) -> Tensor:
@@ -145,7 +146,7 @@ class Showo2(nn.Module):
         return self.flow_head(hidden, time, span, position, make_mask(doc, span))
 
 
-def flow_loss(velocity: Tensor, visuals: list[Visuals], patch: int) -> tuple[Tensor, Tensor]:
+def flow_loss(velocity: Tensor, visuals: list[Visuals], patch: int, order: flow.Order) -> tuple[Tensor, Tensor]:
     """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target, and its count.
 
     The time token has no target.
@@ -153,7 +154,7 @@ def flow_loss(velocity: Tensor, visuals: list[Visuals], patch: int) -> tuple[Ten
     flat = velocity.flatten(0, 1)
     total, count = flat[:0].float().sum(), 0
     for v in visuals:
-        wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], patch)
+        wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], patch, order)
         places = v.flow_start[v.target][:, None] + 1 + torch.arange(wanted.shape[1], device=flat.device)
         total = total + F.mse_loss(flat[places].float(), wanted, reduction="sum")
         count += wanted.numel()

@@ -11,7 +11,7 @@ from showo2.model import FlowHeadConfig
 from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Recipe
 
 PARTS_64 = ModelParts(
-    llm="tiny:llm", siglip="tiny:siglip", vae="tiny:vae", grid=4, conversation="plain", size=64,
+    llm="tiny:llm", siglip="tiny:siglip", vae="tiny:vae", grid=4, order="patch", conversation="plain", size=64,
     flow=FlowHeadConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, intermediate=384))
 
 DISTILL = Recipe(

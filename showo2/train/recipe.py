@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from showo2.data.mixture import Entry
+from showo2.flow import Order
 from showo2.model import FlowHeadConfig
 
 # Every parameter starts with one of these.
@@ -18,7 +19,7 @@ class ModelParts:
     """The pretrained parts of a new model, and the sizes of what is new.
 
     llm, siglip, vae: folders, Hub ids or `tiny:` names. grid: side of the position table in visual tokens.
-    conversation: template of question answering. size: picture side in pixels.
+    order: of the flow head's output pixels. conversation: template of question answering. size: picture side in pixels.
     """
 
     llm: str
@@ -26,6 +27,7 @@ class ModelParts:
     vae: str
     flow: FlowHeadConfig = field(default_factory=FlowHeadConfig)
     grid: int = 27
+    order: Order = "released"
     conversation: str = "chat"
     size: int = 432
 
