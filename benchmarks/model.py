@@ -172,9 +172,9 @@ def main(options: Options) -> None:
         return
     runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for _ in range(options.rounds):
-        for side in runs:
+        for side, found in runs.items():
             command = [sys.executable, "-m", "benchmarks.model", "--side", side]
-            runs[side].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     value = {(side, key): median(run[key] for run in found) for side, found in runs.items() for key in found[0]}
     rows = [Row(f"{side} {key}", v, key.rsplit("_", 1)[-1]) for (side, key), v in value.items()]
     aims = [Aim(f"{key}, ours / released", value["ours", key] / value["theirs", key], "<=", aim)

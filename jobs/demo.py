@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -175,7 +176,7 @@ def answer(demo: Demo) -> str:
     asked = scene_questions(suite)
     pipeline = Showo2Pipeline.from_pretrained(demo.checkpoint)
     answers = pipeline.answer([item[3] for item in asked], [item[1] for item in asked], 16)
-    written = []
+    written: list[dict[str, Any]] = []
     for number, ((kind, question, expected, image), said) in enumerate(zip(asked, answers, strict=True)):
         name = f"{number:05d}.png"
         image.save(folder / name)

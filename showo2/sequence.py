@@ -77,7 +77,7 @@ def captioning(special: SpecialTokens, media: Media, caption: list[int]) -> Docu
     return [Text([special.bos, opening], True), media, Text([closing, *caption, special.eos], True)]
 
 
-def interleaved(special: SpecialTokens, segments: Sequence[list[int] | Media], flag: list[int] = ()) -> Document:
+def interleaved(special: SpecialTokens, segments: Sequence[list[int] | Media], flag: Sequence[int] = ()) -> Document:
     """A document of texts and media in order: [BOS] flag text [BOI] image [EOI] text ... [EOS], all text supervised.
 
     `flag` names the kind of document to the model and is no target.
@@ -201,7 +201,8 @@ def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialToken
     flows: list[list[int]] = []
     number = 0
     for r, documents in enumerate(rows):
-        column, flow = 0, []
+        column = 0
+        flow: list[int] = []
         for document in documents:
             size = length(document)
             if column + size > context:

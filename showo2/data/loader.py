@@ -60,7 +60,7 @@ class Batch:
     this rank are not in it. tokens: in documents, padding left out. state: of the data stream, after this step.
     """
 
-    micro: list[Packed] | list[Pairs]
+    micro: list[Packed | Pairs]
     uids: list[str]
     lost: list[str]
     tokens: int

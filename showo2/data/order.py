@@ -7,6 +7,8 @@ is the same for n = 10 and n = 10^12, and nothing of size n exists.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +24,7 @@ def permute(position: ArrayLike, n: int, key: int) -> NDArray[np.int64]:
 
 def inverse(place: ArrayLike, n: int, key: int) -> NDArray[np.int64]:
     """The position that `permute` sends to `place`."""
-    return _walk(place, n, key, reversed(range(ROUNDS)))
+    return _walk(place, n, key, range(ROUNDS)[::-1])
 
 
 def make_key(*parts: object) -> int:
@@ -30,8 +32,7 @@ def make_key(*parts: object) -> int:
     return xxhash.xxh3_64_intdigest(repr(parts).encode())
 
 
-def _walk(position: ArrayLike, n: int, key: int, rounds: range) -> NDArray[np.int64]:
-    rounds = list(rounds)
+def _walk(position: ArrayLike, n: int, key: int, rounds: Sequence[int]) -> NDArray[np.int64]:
     if not 0 < n <= _MAX:
         raise ValueError(f"cannot order {n} samples: need 1 to 2^62")
     x = np.asarray(position, dtype=np.int64)
@@ -46,7 +47,7 @@ def _walk(position: ArrayLike, n: int, key: int, rounds: range) -> NDArray[np.in
     return out.astype(np.int64).reshape(x.shape)
 
 
-def _feistel(x: NDArray[np.uint64], bits: int, key: int, rounds: list[int]) -> NDArray[np.uint64]:
+def _feistel(x: NDArray[np.uint64], bits: int, key: int, rounds: Sequence[int]) -> NDArray[np.uint64]:
     """One pass over `bits` bits: odd rounds change the low half by the high one, even rounds the other way."""
     low_bits = np.uint64(bits // 2)
     low_mask, high_mask = _mask(bits // 2), _mask(bits - bits // 2)

@@ -83,7 +83,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = No
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if isinstance(mask, DocumentMask):
-        return _unflatten(_attend_documents(*map(_flatten, (q, k, v)), mask, scale), q)
+        return _unflatten(_attend_documents(_flatten(q), _flatten(k), _flatten(v), mask, scale), q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 

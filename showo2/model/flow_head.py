@@ -34,7 +34,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(time_sinusoid(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(time_sinusoid(t).to(next(self.mlp.parameters()).dtype))
 
 
 def rope_frequencies(head_dim: int, theta: float = 5e5, factor: float = 32.0, low: float = 1.0, high: float = 4.0,
@@ -193,8 +193,8 @@ class FlowHead(nn.Module):
 
     def init_weights(self) -> None:
         """adaLN-Zero: every gate and the output start at zero."""
-        for modulation in [*(block.modulation for block in self.blocks), self.final.modulation]:
-            nn.init.zeros_(modulation[1].weight)
-            nn.init.zeros_(modulation[1].bias)
+        for name, parameter in self.named_parameters():
+            if ".modulation." in name:
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.final.linear.weight)
         nn.init.zeros_(self.final.linear.bias)

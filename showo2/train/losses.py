@@ -6,7 +6,7 @@ is sum over terms of weight * global sum / global count.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +27,19 @@ class Objective(Protocol):
     weights: tuple[float, ...]
     root: nn.Module
 
-    def counts(self, micro: Packed | Pairs) -> list[int]:
+    def counts(self, micro: Any) -> list[int]:
         """How many values each term sums over."""
 
-    def sums(self, micro: Packed | Pairs) -> Tensor:
+    def sums(self, micro: Any) -> Tensor:
         """The terms' sums (len(terms),), differentiable where their weight is not 0."""
 
 
 class Unified:
     """Next-token prediction and flow matching: L = alpha * NTP + FM (equation 4)."""
 
-    terms = ("ntp", "flow")
+    terms: tuple[str, ...] = ("ntp", "flow")
+    weights: tuple[float, ...]
+    root: nn.Module
 
     def __init__(self, model: Showo2, alpha: float):
         self.root, self.weights = model, (alpha, 1.0)
@@ -56,8 +58,9 @@ class Unified:
 class Distillation:
     """Semantic layers against SigLIP's penultimate layer on the same picture (section 3.2)."""
 
-    terms = ("distill", "cosine")
-    weights = (1.0, 0.0)
+    terms: tuple[str, ...] = ("distill", "cosine")
+    weights: tuple[float, ...] = (1.0, 0.0)
+    root: nn.Module
 
     def __init__(self, model: Showo2, siglip: str, device: torch.device):
         self.root = model.semantic

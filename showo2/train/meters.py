@@ -54,7 +54,7 @@ class Meters:
         self._board.close()
 
     def _write(self, line: dict[str, float]) -> None:
-        self.event(**line)
+        self.event(int(line["step"]), **{name: value for name, value in line.items() if name != "step"})
         for name, value in line.items():
             if name != "step":
                 self._board.add_scalar(name, value, line["step"])

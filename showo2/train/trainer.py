@@ -78,7 +78,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.trained, recipe)
         self.average = Average(self.trained, recipe.ema)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.workers, recipe.keep)
-        self.done, self.skipped, self.lost, self.data_state = 0, 0, 0, None
+        self.done, self.skipped, self.lost = 0, 0, 0
+        self.data_state: dict[str, Any] | None = None
         self._resume()
 
     def run(self) -> Outcome:
