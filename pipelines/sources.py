@@ -73,6 +73,8 @@ def _find(source: str, path: str) -> list[tuple[str, int, str]]:
         raise InputError(f"source {source}: {path} does not exist") from error
     except PermissionError as error:
         raise InputError(f"source {source}: no permission to read {path}") from error
+    except Exception as error:  # every store fails in its own way: no credentials, no such host
+        raise InputError(f"source {source}: {path} cannot be listed: {error}") from error
     infos = [info for info in infos if info["type"] == "file"]
     if not infos:
         raise InputError(f"source {source}: no tar matches {path}; check the path, and quote patterns")
