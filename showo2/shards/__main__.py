@@ -49,13 +49,17 @@ class Show:
 
 
 def readers(path: str) -> list[ShardReader]:
-    """The readers of a dataset, a manifest or a single latents file (with the sidecars beside it)."""
-    if path.endswith(".arrow"):
-        stem = path.removesuffix(".arrow")
-        beside = [f"{stem}.{name}.arrow" for name in ("text", "teacher")]
-        text, teacher = (p if os.path.exists(p) else None for p in beside)
-        return [ShardReader(path, text, teacher)]
-    return [reader for _, reader in Manifest.load(path).readers()]
+    """The readers of a dataset, a manifest or one latents file (with the sidecars its manifest names)."""
+    if not path.endswith(".arrow"):
+        return [reader for _, reader in Manifest.load(path).readers()]
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    for root in (folder, os.path.dirname(folder)):
+        if os.path.isfile(os.path.join(root, "manifest.json")):
+            for shard, reader in Manifest.load(root).readers():
+                if os.path.join(root, shard.path) == path:
+                    return [reader]
+    return [ShardReader(path)]
 
 
 def inspect(path: str) -> None:
@@ -79,7 +83,10 @@ def verify(path: str) -> int:
         try:
             for i in range(reader.rows):
                 try:
-                    reader.read(i, teacher=reader.teacher_path is not None)
+                    if reader.text_path is None:
+                        reader.latents(i)
+                    else:
+                        reader.read(i, teacher=reader.teacher_path is not None)
                 except DamagedRow as error:
                     damaged += 1
                     _console.print(f"damaged: {error}")

@@ -40,12 +40,18 @@ def test_commands(dataset, capsys):
     assert "web pair 1x4x6: 150 rows" in capsys.readouterr().out
     inspect(os.path.join(dataset.root, "a.arrow"))
     assert "vaehash" in capsys.readouterr().out
-    assert verify(dataset.root) == 0
+    assert verify(dataset.root) == 0 == verify(os.path.join(dataset.root, "a.arrow"))
+    with open(os.path.join(dataset.root, "a.text.arrow"), "r+b") as file:
+        content = file.read()
+        file.seek(content.index(b"caption 20"))
+        file.write(b"C")
+    assert verify(os.path.join(dataset.root, "a.arrow")) == 1
+    assert "row 20" in capsys.readouterr().out
     reader = dataset.open(dataset.shards[0])
     with open(reader.path, "r+b") as file:
         file.seek(int(reader._fixed.starts[0, -1]))
         file.write(b"\xff" * 700)
-    assert verify(dataset.root) == 1
+    assert verify(dataset.root) == 2
     assert f"uid {reader.uid(0)}" in capsys.readouterr().out
     os.unlink(reader.text_path)
     assert verify(dataset.root) == 1
