@@ -77,9 +77,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     (base / "token").write_text(token)
     ports = free_ports(5)
     url = f"http://127.0.0.1:{ports[1]}"
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(base / "token"), "RAY_API_SERVER_ADDRESS": url,
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
-                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(base / "token"),
+        "RAY_API_SERVER_ADDRESS": url,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+        "RAY_health_check_failure_threshold": "30",  # a busy machine is not a dead one
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | settings
     with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         with log.open("wb") as out:
