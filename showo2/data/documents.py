@@ -7,6 +7,7 @@ that entry), so a batch is the same on any number of ranks, and after any resume
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -32,13 +33,14 @@ class Draws:
     noise: Tensor
 
 
-def draw(seed: int, entry: str, number: int, shape: tuple[int, ...]) -> Draws:
-    """The draws of sample `number` of `entry`, noise float32 of `shape`."""
-    key = np.array([make_key(seed, entry), number], dtype=np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key))
-    drop, noised, u = rng.random(), rng.random(), rng.standard_normal()
-    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-    return Draws(drop, noised, float(training_time(torch.tensor(u))), noise)
+def draw(seed: int, samples: Sequence[tuple[str, int]], shape: tuple[int, ...]) -> list[Draws]:
+    """The draws of samples (entry, number within the entry), noise float32 of `shape`."""
+    generators = [np.random.Generator(np.random.Philox(key=np.array([make_key(seed, entry), number], np.uint64)))
+                  for entry, number in samples]
+    uniform = [(rng.random(), rng.random()) for rng in generators]
+    t = training_time(torch.tensor([rng.standard_normal() for rng in generators])).tolist()
+    noise = [torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for rng in generators]
+    return [Draws(drop, noised, *rest) for (drop, noised), *rest in zip(uniform, t, noise, strict=True)]
 
 
 def build(task: Task, row: Row, draws: Draws, tokenizer: Tokenizer, context: int, style: str,
@@ -82,9 +84,12 @@ class Pairs:
         return Pairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-def teacher_pixels(jpeg: bytes, size: int) -> Tensor:
-    """SigLIP's input from a stored crop: (3, size, size) float32 in [-1, 1]."""
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+def teacher_pixels(jpegs: Sequence[bytes], size: int) -> Tensor:
+    """SigLIP's input from n stored crops: (n, 3, size, size) float32 in [-1, 1]."""
+    pixels = np.empty((len(jpegs), size, size, 3), np.uint8)
+    for i, jpeg in enumerate(jpegs):
+        image = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        pixels[i] = image
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

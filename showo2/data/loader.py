@@ -122,8 +122,7 @@ class Loader:
     def prepare(self) -> Batch:
         """This rank's part of the next step."""
         taken, self._cursor = self._cursor.take(self._count)
-        samples = [_Sample(self.sources[name].entry, number, self.sources[name].place(number))
-                   for name, number in taken]
+        samples = self._locate(taken)
         groups = deal([self._estimate(s) for s in samples], self.world * self.stream.accumulate)
         mine = groups[self.rank * self.stream.accumulate:(self.rank + 1) * self.stream.accumulate]
         uids: list[str] = []
@@ -132,6 +131,11 @@ class Loader:
         self._step += 1
         return Batch([micro for micro, _ in made], uids, lost, sum(tokens for _, tokens in made),
                      self._cursor.state_dict())
+
+    def _locate(self, taken: list[tuple[str, int]]) -> list[_Sample]:
+        numbers: dict[str, list[int]] = {name: [n for other, n in taken if other == name] for name in self.sources}
+        places = {name: iter(self.sources[name].places(n).tolist()) for name, n in numbers.items()}
+        return [_Sample(self.sources[name].entry, number, next(places[name])) for name, number in taken]
 
     def _estimate(self, sample: _Sample) -> float:
         """Work of a sample, from the bytes of its text: dealing does not wait for the tokenizer."""
@@ -145,14 +149,15 @@ class Loader:
         return cost(min(tokens, self.stream.context), self.stream.width)
 
     def _make(self, samples: list[_Sample], uids: list[str], lost: list[str]) -> tuple[Packed | Pairs, int]:
-        read: list[tuple[_Sample, Row, Draws]] = []
+        rows: list[tuple[_Sample, Row]] = []
         for sample in samples:
             try:
-                row = self.sources[sample.entry.name].read(sample.place)
+                rows.append((sample, self.sources[sample.entry.name].read(sample.place)))
             except DamagedRow as damage:
                 lost.append(str(damage))
-                continue
-            read.append((sample, row, draw(self.stream.seed, sample.entry.name, sample.number, row.latents.shape)))
+        shape = (LATENT_CHANNELS, *self.stream.bucket)
+        draws = draw(self.stream.seed, [(sample.entry.name, sample.number) for sample, _ in rows], shape)
+        read = [(sample, row, drawn) for (sample, row), drawn in zip(rows, draws, strict=True)]
         if self.stream.distills:
             uids.extend(row.uid for _, row, _ in read)
             return self._pairs([(row, draws) for _, row, draws in read]), len(read) * self._visual
@@ -187,4 +192,4 @@ class Loader:
             torch.stack([row.latents[:, 0].float() for row, _ in read]),
             torch.stack([draws.noise[:, 0] for _, draws in read]),
             torch.tensor([draws.t if draws.noised < noised else 1.0 for _, draws in read]),
-            torch.stack([teacher_pixels(row.teacher, s.teacher_size) for row, _ in read if row.teacher]))
+            teacher_pixels([row.teacher for row, _ in read if row.teacher], s.teacher_size))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from showo2.data.mixture import Entry
 from showo2.data.order import make_key, permute
@@ -34,10 +35,14 @@ class Source:
             raise ValueError(f"mixture entry {entry.name} needs the teacher's pictures: "
                              "run jobs.encode with --teacher-size")
 
-    def place(self, number: int) -> int:
-        """The row (0 <= row < rows) of sample `number`: each epoch is a permutation of its own."""
-        epoch, position = divmod(number, self.rows)
-        return int(permute(position, self.rows, make_key(self.seed, self.entry.name, epoch)))
+    def places(self, numbers: ArrayLike) -> NDArray[np.int64]:
+        """The rows (0 <= row < rows) of samples by number: each epoch is a permutation of its own."""
+        epochs, positions = np.divmod(np.asarray(numbers, np.int64), self.rows)
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = permute(positions[here], self.rows, make_key(self.seed, self.entry.name, epoch))
+        return rows
 
     def read(self, place: int) -> Row:
         """A row, with the teacher's picture for distillation. Raises DamagedRow or ShardError."""

@@ -20,7 +20,7 @@ DISTILL = Recipe(
     start="parts", model=PARTS_64, context=32,
     mixture=(Entry("pictures", "distill", "pair", samples=64),),
     groups=(Group(("semantic.",), 2e-3),),
-    schedule="cosine", warmup=50, steps=600, noised_steps=150, ema=0.99, checkpoint_every=200)
+    schedule="cosine", warmup=50, steps=400, noised_steps=100, ema=0.99, checkpoint_every=200)
 
 STAGE1 = Recipe(
     name="tiny-stage1",

@@ -22,7 +22,7 @@ def row(text="a red circle", turns=()):
 
 
 def made(task, of, context=128, dropout=0.0, number=0):
-    return build(task, of, draw(0, "e", number, SHAPE), TOKENIZER, context, "plain", dropout)
+    return build(task, of, draw(0, [("e", number)], SHAPE)[0], TOKENIZER, context, "plain", dropout)
 
 
 def said(document):
@@ -30,14 +30,14 @@ def said(document):
 
 
 def test_draws_depend_on_seed_entry_and_number_only():
-    one = draw(0, "e", 5, SHAPE)
-    assert torch.equal(one.noise, draw(0, "e", 5, SHAPE).noise) and one.t == draw(0, "e", 5, SHAPE).t
-    for other in (draw(1, "e", 5, SHAPE), draw(0, "f", 5, SHAPE), draw(0, "e", 6, SHAPE)):
+    [one], [_, again] = draw(0, [("e", 5)], SHAPE), draw(0, [("x", 0), ("e", 5)], SHAPE)
+    assert torch.equal(one.noise, again.noise) and one.t == again.t and one.drop == again.drop
+    for other in (*draw(1, [("e", 5)], SHAPE), *draw(0, [("f", 5), ("e", 6)], SHAPE)):
         assert not torch.equal(one.noise, other.noise) and one.t != other.t
 
 
 def test_draws_have_the_right_distributions():
-    draws = [draw(0, "e", n, (16,)) for n in range(4000)]
+    draws = draw(0, [("e", n) for n in range(4000)], (16,))
     noise = torch.stack([d.noise for d in draws])
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert abs(np.mean([d.drop < 0.1 for d in draws]) - 0.1) < 0.02
@@ -79,6 +79,6 @@ def test_long_conversations_lose_their_last_turns():
 
 
 def test_teachers_picture_is_what_siglip_reads():
-    pixels = teacher_pixels(_jpeg("red"), 32)
+    [pixels] = teacher_pixels([_jpeg("red")], 32)
     assert pixels.shape == (3, 32, 32)
     assert pixels[0].mean() > 0.95 and pixels[1].mean() < -0.95

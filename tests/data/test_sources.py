@@ -12,7 +12,7 @@ PAIRS = Entry("pairs", "generate", "pair", 1)
 
 
 def uids(source, numbers):
-    return [source.read(source.place(n)).uid for n in numbers]
+    return [source.read(place).uid for place in source.places(numbers).tolist()]
 
 
 def test_every_row_once_an_epoch_and_epochs_differ(manifest):
@@ -23,7 +23,7 @@ def test_every_row_once_an_epoch_and_epochs_differ(manifest):
 
 
 def test_entries_and_seeds_have_orders_of_their_own(manifest):
-    orders = {tuple(Source(Entry(name, "generate", "pair", 1), [manifest], BUCKET, seed).place(n) for n in range(48))
+    orders = {tuple(Source(Entry(name, "generate", "pair", 1), [manifest], BUCKET, seed).places(range(48)).tolist())
               for name in ("a", "b") for seed in (0, 1)}
     assert len(orders) == 4
 
