@@ -1,5 +1,6 @@
 """jobs.curate as a user runs it: stopped in every rude way it goes on, and mistakes are told in one line."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -71,10 +72,11 @@ def published(root: Path) -> dict[str, bytes]:
 def kill_a_worker(process: subprocess.Popen) -> None:
     """SIGKILL one Ray worker that works on units."""
     while process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if child.is_running() and "".join(child.cmdline()[:1]).startswith("ray::Map"):
-                child.kill()
-                return
+        with contextlib.suppress(psutil.NoSuchProcess):  # some come and go while we look
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if "".join(child.cmdline()[:1]).startswith("ray::Map"):
+                    child.kill()
+                    return
         time.sleep(0.005)
 
 
@@ -84,8 +86,9 @@ def test_ctrl_c_and_sigkill_of_driver_and_worker_change_no_byte(source, tmp_path
     job = start(source, out)
     wait_for_units(out, job, 1)
     os.killpg(job.pid, signal.SIGINT)
-    output = job.communicate(timeout=60)[0]
-    assert job.returncode == 130 and "run the same command again" in output and "Traceback" not in output
+    output = job.communicate(timeout=100)[0]
+    assert job.returncode == 130, output
+    assert "run the same command again" in output and "Traceback" not in output, output
 
     interrupted = len(os.listdir(out / "units" / "facts"))
     job = start(source, out)
@@ -98,7 +101,7 @@ def test_ctrl_c_and_sigkill_of_driver_and_worker_change_no_byte(source, tmp_path
     job = start(source, out)
     wait_for_units(out, job, killed + 1)
     kill_a_worker(job)
-    output = job.communicate(timeout=120)[0]
+    output = job.communicate(timeout=150)[0]
     assert job.returncode == 0, output
     assert f"kept {TARS * ROWS:,} of {TARS * ROWS:,} rows" in output
 
