@@ -91,5 +91,5 @@ def teacher_pixels(jpegs: Sequence[bytes], size: int) -> Tensor:
         image = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        pixels[i] = image
+        pixels[i] = np.asarray(image)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
