@@ -26,7 +26,7 @@ def data(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
-    return small_recipe(small_parts(tmp_path_factory.mktemp("parts")), name="small-job", steps=40, checkpoint_every=5)
+    return small_recipe(small_parts(tmp_path_factory.mktemp("parts")), name="small-job", steps=30, checkpoint_every=10)
 
 
 def options(recipe: Recipe, data: str, out: Path) -> list[str]:
