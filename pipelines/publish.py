@@ -6,6 +6,7 @@ its record written, just as atomically, to ``units/<family>/<unit id>.json``. A 
 at worst a temporary file, or a whole file that the next run writes again with the same name and bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -260,11 +261,14 @@ def done(
 def _writer_is_gone(path: str) -> bool:
     host, pid = os.path.basename(path).split(".")[-4:-2]
     if host == _host() and pid.isdigit():
-        return not os.path.exists(f"/proc/{pid}") if os.path.isdir("/proc") else _no_process(int(pid))
+        return _no_process(int(pid))
     return time.time() - os.path.getmtime(path) > STALE_SECONDS
 
 
 def _no_process(pid: int) -> bool:
+    """True also of a zombie: in a container nobody may ever reap a killed job's workers."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -12,7 +12,16 @@ from PIL import Image, ImageOps
 
 from pipelines.facts import Limits
 from pipelines.probe import FORMATS_BY_PILLOW, ProbeError
-from pipelines.publish import Unit, compile_manifest, done, filesystem, is_local, read_bytes, read_json
+from pipelines.publish import (
+    Unit,
+    collect_leftovers,
+    compile_manifest,
+    done,
+    filesystem,
+    is_local,
+    read_bytes,
+    read_json,
+)
 from pipelines.sources import InputError
 
 FAMILIES = ("facts", "selections/base", "captions")
@@ -73,7 +82,11 @@ def read_captions(root: str, selected: SelectedUnit) -> pa.Table | None:
 
 
 def dataset_manifest(root: str) -> dict[str, Any]:
-    """Write `root/manifest.json` over all families, of the units that the base selection names."""
+    """Write `root/manifest.json` over all families, of the units that the base selection names.
+
+    What workers left behind that were killed while the run went on is removed: it ends with what it names.
+    """
+    collect_leftovers(root)
     units = [selected.unit.id for selected in load_selection(root).units]
     return compile_manifest(root, [*FAMILIES, *latent_families(root)], units)
 

@@ -1,13 +1,15 @@
 """Curation as a whole, on Ray: every planted row gets its account, and nothing but the input decides the bytes."""
 
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.curate import CurateConfig, curate
-from pipelines.rows import load_selection, read_rows
+from pipelines.rows import dataset_manifest, load_selection, read_rows
 from pipelines.rules import Rules
 from pipelines.sources import InputError
 
@@ -63,6 +65,17 @@ def test_a_second_run_does_nothing_and_gives_the_same(run):
     before = {p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*/*.parquet")}
     assert curate(config).hash == report.hash
     assert before == {p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*/*.parquet")}
+
+
+def test_what_a_worker_left_that_was_killed_in_this_run_is_gone_at_its_end(run):
+    config, report = run
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = socket.gethostname().replace(".", "-")
+    leftover = Path(config.out) / "facts" / f".x.parquet.{host}.{dead.pid}.0.tmp"
+    leftover.write_bytes(b"half")
+    assert dataset_manifest(config.out)["hash"] == report.hash
+    assert not leftover.exists()
 
 
 def test_one_worker_gives_the_same_bytes(run, tmp_path):

@@ -99,9 +99,10 @@ def test_sigkill_in_the_middle_of_a_write_leaves_only_a_collectable_file(tmp_pat
     assert process.stdout.readline() == "writing\n"
     assert collect_leftovers(str(tmp_path)) == []
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie until process.wait()
     assert not (tmp_path / "facts/x").exists()
     assert len(collect_leftovers(str(tmp_path))) == 1 and list((tmp_path / "facts").iterdir()) == []
+    process.wait()
 
 
 def test_a_young_temporary_of_another_host_is_left_alone(tmp_path):
