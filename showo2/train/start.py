@@ -63,8 +63,8 @@ def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
     parts = recipe.model
     tokenizer = Tokenizer.from_pretrained(parts.llm)
     llm, siglip = checkpoint.part_configs(parts.llm, parts.siglip, tokenizer.vocab_size)
-    config = Showo2Config(llm, siglip, parts.flow, parts.grid, order=parts.order, conversation=parts.conversation, size=parts.size,
-                          vae=parts.vae)
+    config = Showo2Config(llm, siglip, parts.flow, parts.grid, order=parts.order, size=parts.size, vae=parts.vae,
+                          conversation=parts.conversation)
     torch.manual_seed(recipe.seed)
     return checkpoint.from_parts(config, parts.llm, parts.siglip), tokenizer
 
