@@ -29,12 +29,16 @@ def connect(num_cpus: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        _attach(address)
-    else:
+    if is_private():
         _start_private(num_cpus or max(2, _cores()))
+    else:
+        _attach(os.environ["RAY_ADDRESS"])
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def is_private() -> bool:
+    """Whether `connect` starts (or started) a cluster of this process's own."""
+    return os.environ.get("RAY_ADDRESS") in (None, "", "local")
 
 
 def _attach(address: str) -> None:

@@ -44,7 +44,7 @@ def run_steps(steps: Sequence[Step], journal: Path, console: Console | None = No
         finally:
             seconds = time.monotonic() - started
             if not note["done"]:
-                note["seconds"] = round(note["seconds"] + seconds, 2)
+                note["seconds"] += seconds
                 spent, expected = spent + seconds, expected + step.seconds
             _write(journal, notes)
         note["done"] = True

@@ -21,27 +21,9 @@ def tell(report: Report, out: str) -> None:
     print(f"kept {kept:,} of {report.rows:,} rows; dataset {report.hash}; see {out}/report.html")
 
 
-def _gather_sources(arguments: list[str]) -> list[str]:
-    """One --source with all values, wherever it was repeated: both `--source A B` and `--source A --source B`."""
-    values: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument == "--source" or argument.startswith("--"):
-            taking = argument == "--source"
-            if not taking:
-                is_joined = argument.startswith("--source=")
-                (values if is_joined else rest).append(
-                    argument.removeprefix("--source=") if is_joined else argument
-                )
-        else:
-            (values if taking else rest).append(argument)
-    return [*rest, "--source", *values] if values else rest
-
-
 def main() -> None:
     """Entry point."""
-    config = tyro.cli(CurateConfig, description=__doc__, args=_gather_sources(sys.argv[1:]))
+    config = tyro.cli(CurateConfig, description=__doc__, config=(tyro.conf.UseAppendAction,))
     with told_plainly():
         check_output(config.out)
         plan(config.source)  # mistakes are told before Ray starts

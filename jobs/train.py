@@ -86,14 +86,23 @@ def _run_on_ray(config: Train) -> str:
     """Train on Ray Train's workers; a signal leaves a note that they find in the run's folder."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    from jobs._ray import connect
+    from jobs._ray import connect, is_private
+
+    class Quiet(TorchTrainer):
+        """Without the actor that outlives a dead controller: it asks the dashboard whether the controller lives, and
+        a private cluster has none (it warns every second, and ends with its driver anyway)."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [c for c in made if not isinstance(c, PlacementGroupCleanerCallback)]
 
     connect()
     note = config.out / STOP
     for name in (STOP, OUTCOME):
         (config.out / name).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+    trainer = (Quiet if is_private() else TorchTrainer)(
         _ray_worker, train_loop_config={"config": config},
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),

@@ -22,7 +22,7 @@ from pipelines.publish import Record, collect_leftovers, done, fingerprint, publ
 from pipelines.rows import Selection, dataset_manifest, latent_families, load_selection, read_table
 from pipelines.run import run_actors
 from pipelines.sources import InputError
-from showo2.sequence import PATCH
+from showo2.flow import PATCH
 from showo2.shards import Manifest, Shard
 from showo2.vae import SPATIAL, WanVAE
 

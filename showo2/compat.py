@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from showo2.sequence import PATCH, Packed, Visuals
+from showo2.flow import PATCH
+from showo2.sequence import Packed, Visuals
 
 
 def overwrite_bos(packed: Packed, rows: Tensor, t: Tensor) -> Packed:

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# What the flow head's output token k holds of a latent: "released" is patch^2 consecutive pixels of the row-major
+# Side of a visual token, in latent pixels.
+PATCH = 2
+# What the flow head's output token k holds of a latent: "released" is four consecutive pixels of the row-major
 # latent, as the released weights were trained; "patch" is the square patch that the model reads as input token k.
 Order = Literal["released", "patch"]
 
@@ -45,23 +47,23 @@ def guide(v_null: Tensor, v_text: Tensor, guidance: float) -> Tensor:
     return v_null + guidance * (v_text - v_null)
 
 
-def to_tokens(latents: Tensor, patch: int = 2, order: Order = "released") -> Tensor:
-    """Latents (n, C, T, h, w) to flow-head tokens (n, T*h*w/patch^2, patch^2*C), pixels first, channels last.
+def to_tokens(latents: Tensor, order: Order = "released") -> Tensor:
+    """Latents (n, C, T, h, w) to flow-head tokens (n, T*h*w/4, 4*C), pixels first, channels last.
 
     In the released order the head must carry every pixel's noise from other input tokens to each output token: weights
     of that order mean nothing in the other, and a new model learns sooner without it (docs/log.md).
     """
     n, c, t, h, w = latents.shape
     if order == "patch":
-        latents = latents.reshape(n, c, t, h // patch, patch, w // patch, patch).transpose(4, 5)
-    return latents.reshape(n, c, t * h * w).transpose(1, 2).reshape(n, t * h * w // patch**2, patch**2 * c)
+        latents = latents.reshape(n, c, t, h // PATCH, PATCH, w // PATCH, PATCH).transpose(4, 5)
+    return latents.reshape(n, c, t * h * w).transpose(1, 2).reshape(n, t * h * w // PATCH**2, PATCH**2 * c)
 
 
-def from_tokens(tokens: Tensor, shape: tuple[int, int, int], patch: int = 2, order: Order = "released") -> Tensor:
-    """Inverse of `to_tokens`: tokens (n, N, patch^2*C) to latents (n, C, T, h, w) for `shape` = (T, h, w)."""
+def from_tokens(tokens: Tensor, shape: tuple[int, int, int], order: Order = "released") -> Tensor:
+    """Inverse of `to_tokens`: tokens (n, N, 4*C) to latents (n, C, T, h, w) for `shape` = (T, h, w)."""
     t, h, w = shape
-    n, c = len(tokens), tokens.shape[2] // patch**2
+    n, c = len(tokens), tokens.shape[2] // PATCH**2
     pixels = tokens.reshape(n, t * h * w, c).transpose(1, 2)
     if order == "patch":
-        pixels = pixels.reshape(n, c, t, h // patch, w // patch, patch, patch).transpose(4, 5)
+        pixels = pixels.reshape(n, c, t, h // PATCH, w // PATCH, PATCH, PATCH).transpose(4, 5)
     return pixels.reshape(n, c, t, h, w)

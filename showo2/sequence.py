@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from showo2.flow import PATCH
 from showo2.text import SpecialTokens, Tokenizer
+from showo2.vae import CHANNELS
 
 IGNORE = -100
-PATCH = 2
-LATENT_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,12 @@ class Packed:
     flow: Tensor
     visuals: list[Visuals]
 
+    @property
+    def targets(self) -> tuple[int, int]:
+        """How many text targets there are, and how many elements of velocity targets."""
+        velocity = sum(int(v.target.sum()) * v.latents.shape[1:].numel() for v in self.visuals)
+        return int((self.labels != IGNORE).sum()), velocity
+
     def to(self, device: torch.device | str) -> Packed:
         """The same batch on another device."""
         def move(item):
@@ -261,6 +267,6 @@ def _group(placed: list[_Placed], b: int, context: int, f: int) -> tuple[Tensor,
             torch.tensor([i.row * f + i.flow_column if i.flow_column >= 0 else -1 for i in items])))
     if not visuals:
         none = torch.zeros(0, dtype=torch.int64)
-        empty = torch.zeros(0, LATENT_CHANNELS, 1, PATCH, PATCH)
+        empty = torch.zeros(0, CHANNELS, 1, PATCH, PATCH)
         visuals.append(Visuals(empty, empty, torch.zeros(0), none.bool(), none, none))
     return span, visuals

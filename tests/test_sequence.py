@@ -128,6 +128,8 @@ def test_any_packing(rows):
                                                    for x in p.ids) if s]
         first = isinstance(document[0], Text) and document[0].supervised
         assert int((packed.labels[own] != IGNORE).sum()) == len(supervised) - first
+    assert packed.targets == (int((packed.labels != IGNORE).sum()),
+                              sum(m.latents.numel() for m in media if m.target))
     assert sum(len(v.t) for v in packed.visuals) == len(media)
     assert sum(int(v.target.sum()) for v in packed.visuals) == sum(m.target for m in media)
     number = 0

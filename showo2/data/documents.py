@@ -21,6 +21,7 @@ from showo2.flow import training_time
 from showo2.sequence import Document, Media, captioning, conversation, length, text_to_image
 from showo2.shards import Row
 from showo2.text import Tokenizer
+from showo2.vae import to_pixels
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,6 @@ class Pairs:
 
 def teacher_pixels(jpegs: Sequence[bytes], size: int) -> Tensor:
     """SigLIP's input from n stored crops: (n, 3, size, size) float32 in [-1, 1]."""
-    pixels = np.empty((len(jpegs), size, size, 3), np.uint8)
-    for i, jpeg in enumerate(jpegs):
-        image = Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        pixels[i] = np.asarray(image)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = [Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB") for jpeg in jpegs]
+    return to_pixels([image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+                      for image in images])[:, :, 0]

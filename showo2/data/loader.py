@@ -18,10 +18,12 @@ from showo2.data.documents import Draws, Pairs, build, draw, teacher_pixels
 from showo2.data.mixture import Cursor, Entry
 from showo2.data.packing import cost, deal, fill_rows
 from showo2.data.sources import Source
-from showo2.sequence import LATENT_CHANNELS, PATCH, Document, Packed, length, pack
+from showo2.flow import PATCH
+from showo2.sequence import Document, Packed, length, pack
 from showo2.shards import DamagedRow, Manifest, Row
 from showo2.shards.format import Bucket
 from showo2.text import Tokenizer
+from showo2.vae import CHANNELS
 
 _AHEAD = 2
 
@@ -155,7 +157,7 @@ class Loader:
                 rows.append((sample, self.sources[sample.entry.name].read(sample.place)))
             except DamagedRow as damage:
                 lost.append(str(damage))
-        shape = (LATENT_CHANNELS, *self.stream.bucket)
+        shape = (CHANNELS, *self.stream.bucket)
         draws = draw(self.stream.seed, [(sample.entry.name, sample.number) for sample, _ in rows], shape)
         read = [(sample, row, drawn) for (sample, row), drawn in zip(rows, draws, strict=True)]
         if self.stream.distills:
@@ -185,7 +187,7 @@ class Loader:
         s = self.stream
         _, height, width = s.bucket
         if not read:
-            none = torch.zeros(0, LATENT_CHANNELS, height, width)
+            none = torch.zeros(0, CHANNELS, height, width)
             return Pairs(none, none, torch.zeros(0), torch.zeros(0, 3, s.teacher_size, s.teacher_size))
         noised = s.noised if self._step >= s.noised_from else 0.0
         return Pairs(

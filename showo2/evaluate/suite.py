@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from PIL import Image
 
 from showo2.evaluate.shapes import detect, judge
+from showo2.tiny.questions import questions
 from showo2.tiny.render import render
-from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts, questions
+from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
 
 KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
 SCENE_SIZE = 512

@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from showo2.flow import PATCH
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, sample, start_noise
 from showo2.model import Showo2
-from showo2.sequence import PATCH, Media, conversation
+from showo2.sequence import Media, conversation
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS, SPATIAL, WanVAE, center_crop_resize, to_image, to_pixels
 

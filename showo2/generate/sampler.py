@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from showo2 import flow
 from showo2.model import Showo2
 from showo2.model.attention import dense_mask
-from showo2.sequence import PATCH, Text, pack
+from showo2.sequence import Text, pack
 from showo2.text import SpecialTokens
 
 
@@ -61,7 +61,7 @@ class Velocity:
         device = next(model.parameters()).device
         prefix = pack([[[Text([special.bos, *ids, opening])]] for ids in texts], longest, special).to(device)
         lengths = torch.tensor([2 + len(ids) for ids in texts], device=device)
-        rows, tokens = len(texts), 1 + shape[0] * shape[1] * shape[2] // PATCH**2
+        rows, tokens = len(texts), 1 + shape[0] * shape[1] * shape[2] // flow.PATCH**2
         # Texts are padded on the right up to P, but the span's positions go on where its own text ends.
         self.position = lengths[:, None] + torch.arange(tokens, device=device)
         self.index = torch.arange(1, rows + 1, device=device)[:, None].expand(rows, tokens)
@@ -84,8 +84,7 @@ class Velocity:
         time, span = time.repeat(repeats, 1), span.repeat(repeats, 1, 1)
         hidden = self.model.language(span, self.mask, self.position, self.llm_cache)
         tokens = self.model.flow_head(hidden, time, self.index, self.position, self.mask, self.head_cache)
-        config = self.model.config
-        return flow.from_tokens(tokens[:, 1:].float(), self.shape, config.patch, config.order)
+        return flow.from_tokens(tokens[:, 1:].float(), self.shape, self.model.config.order)
 
 
 @torch.inference_mode()

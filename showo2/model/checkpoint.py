@@ -202,5 +202,4 @@ def _released_config(data: dict[str, Any], state: dict[str, Tensor], llm: dict[s
     return Showo2Config(
         llm=llm | {"vocab_size": len(state["showo.model.embed_tokens.weight"])}, siglip=siglip, flow=flow,
         grid=round(len(state["position_embedding.weight"]) ** 0.5),
-        latent_channels=data.get("image_latent_dim", 16), patch=data.get("patch_size", 2),
         size=16 * data.get("image_latent_height", 27))

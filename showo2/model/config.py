@@ -37,8 +37,6 @@ class Showo2Config:
     siglip: dict[str, Any]
     flow: FlowHeadConfig = field(default_factory=FlowHeadConfig)
     grid: int = 27
-    latent_channels: int = 16
-    patch: int = 2
     order: Order = "released"
     conversation: str = "chat"
     size: int = 432

@@ -22,19 +22,18 @@ from showo2.model.config import Showo2Config
 from showo2.model.flow_head import FlowHead, TimeEmbedding
 from showo2.model.semantic import SemanticLayers
 from showo2.sequence import IGNORE, Packed, Visuals
+from showo2.vae import CHANNELS
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums over a batch and the numbers of their terms; the trainer divides global sums by global counts.
+    """Sums over a batch: cross-entropy over text targets, squared error over elements of velocity targets.
 
-    ntp: cross-entropy over text targets; flow: squared error over elements of velocity targets.
+    Their numbers are `Packed.targets`; the trainer divides global sums by global numbers.
     """
 
-    ntp_sum: Tensor
-    ntp_count: Tensor
-    flow_sum: Tensor
-    flow_count: Tensor
+    ntp: Tensor
+    flow: Tensor
 
 
 class Fusion(nn.Sequential):
@@ -54,12 +53,12 @@ class Showo2(nn.Module):
         llm = AutoConfig.for_model(**config.llm)
         self.language_model = AutoModelForCausalLM.from_config(llm, attn_implementation=OMNI)
         width, flow_width = llm.hidden_size, config.flow.width
-        self.semantic = SemanticLayers(config.siglip, config.latent_channels, config.patch, config.grid)
-        self.projector = nn.Conv2d(config.latent_channels, width, config.patch, config.patch)
+        self.semantic = SemanticLayers(config.siglip, config.grid)
+        self.projector = nn.Conv2d(CHANNELS, width, flow.PATCH, flow.PATCH)
         self.fusion = Fusion(config.siglip["hidden_size"], width)
         self.time_embed = TimeEmbedding(flow_width)
         self.time_project = nn.Identity() if width == flow_width else nn.Linear(flow_width, width)
-        self.flow_head = FlowHead(config.flow, width, config.patch**2 * config.latent_channels)
+        self.flow_head = FlowHead(config.flow, width, flow.PATCH**2 * CHANNELS)
         self.flow_head.init_weights()
 
     @classmethod
@@ -72,13 +71,12 @@ class Showo2(nn.Module):
         checkpoint.save_pretrained(self, folder)
 
     def forward(self, packed: Packed) -> Losses:
-        """Both losses of a packed batch (equation 4), as sums and counts; zero counts where a modality is absent."""
+        """Both losses of a packed batch (equation 4), as sums; zero where a modality is absent."""
         embeds, time = self.embed(packed)
         hidden = self.language(embeds, make_mask(packed.doc, packed.span), packed.position)
-        ntp_sum, ntp_count = self.next_token_loss(hidden, packed.labels)
         velocity = self.packed_velocity(hidden, time, packed)
-        flow_sum, flow_count = flow_loss(velocity, packed.visuals, self.config.patch, self.config.order)
-        return Losses(ntp_sum, ntp_count, flow_sum, flow_count)
+        return Losses(self.next_token_loss(hidden, packed.labels),
+                      flow_loss(velocity, packed.visuals, self.config.order))
 
     def embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Inputs of the language model (B, L, D), and the time embeddings (n, D_flow) of all media."""
@@ -125,15 +123,14 @@ class Showo2(nn.Module):
         """Next-token logits of hidden states (..., D)."""
         return self.language_model.get_output_embeddings()(hidden)
 
-    def next_token_loss(self, hidden: Tensor, labels: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy and count; the LM head runs on labelled positions only, `chunk` at a time."""
+    def next_token_loss(self, hidden: Tensor, labels: Tensor, chunk: int = 4096) -> Tensor:
+        """Summed cross-entropy; the LM head runs on labelled positions only, `chunk` at a time."""
         labelled = (labels != IGNORE).flatten().nonzero().squeeze(1)
         hidden, labels = hidden.flatten(0, 1)[labelled], labels.flatten()[labelled]
         # At least one chunk, maybe empty: every rank must run the head.
-        total = sum((F.cross_entropy(self.logits(h).float(), y, reduction="sum")
+        return sum((F.cross_entropy(self.logits(h).float(), y, reduction="sum")
                      for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True)),
                     torch.zeros((), device=hidden.device))
-        return total, torch.tensor(len(labels), device=hidden.device)
 
     def packed_velocity(self, hidden: Tensor, time: Tensor, packed: Packed) -> Tensor:
         """Velocity tokens (B, F, 4*C) at the columns that `packed.flow` names."""
@@ -146,16 +143,15 @@ class Showo2(nn.Module):
         return self.flow_head(hidden, time, span, position, make_mask(doc, span))
 
 
-def flow_loss(velocity: Tensor, visuals: list[Visuals], patch: int, order: flow.Order) -> tuple[Tensor, Tensor]:
-    """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target, and its count.
+def flow_loss(velocity: Tensor, visuals: list[Visuals], order: flow.Order) -> Tensor:
+    """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target.
 
     The time token has no target.
     """
     flat = velocity.flatten(0, 1)
-    total, count = flat[:0].float().sum(), 0
+    total = flat[:0].float().sum()
     for v in visuals:
-        wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], patch, order)
+        wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], order)
         places = v.flow_start[v.target][:, None] + 1 + torch.arange(wanted.shape[1], device=flat.device)
         total = total + F.mse_loss(flat[places].float(), wanted, reduction="sum")
-        count += wanted.numel()
-    return total, torch.tensor(count, device=flat.device)
+    return total

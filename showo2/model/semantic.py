@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
+from showo2.flow import PATCH
+from showo2.vae import CHANNELS
+
 
 class SemanticLayers(nn.Module):
     """Patch embedding and position table, then all of SigLIP's layers but the last; no post-LayerNorm."""
 
-    def __init__(self, siglip: dict[str, Any], channels: int, patch: int, grid: int):
+    def __init__(self, siglip: dict[str, Any], grid: int):
         super().__init__()
         config = SiglipVisionConfig(**{**siglip, "num_hidden_layers": siglip["num_hidden_layers"] - 1})
         config._attn_implementation = "sdpa"
         self.grid = grid
-        self.patch_embed = nn.Conv2d(channels, config.hidden_size, patch, patch)
+        self.patch_embed = nn.Conv2d(CHANNELS, config.hidden_size, PATCH, PATCH)
         self.position = nn.Embedding(grid * grid, config.hidden_size)
         self.layers = nn.ModuleList(SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers))
 

@@ -21,6 +21,7 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
+from showo2.tiny.questions import questions
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
@@ -30,7 +31,6 @@ from showo2.tiny.world import (
     describe,
     draw_scene,
     is_held_out,
-    questions,
     training_styles,
 )
 

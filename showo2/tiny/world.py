@@ -1,4 +1,4 @@
-"""The world of shapes: scenes of one to four objects, captions of them, questions about them.
+"""The world of shapes: scenes of one to four objects, and captions of them.
 
 Lengths are fractions of the picture's side; x grows to the right and y downward. Everything is a pure function of
 its arguments. A quarter of the prompts of every category is held out: no training text says one (`is_held_out`). A
@@ -52,9 +52,9 @@ __all__ = [
     "is_held_out",
     "parse",
     "phrase",
+    "place_is_clear",
     "place_of",
     "prompts",
-    "questions",
     "relation",
     "satisfies",
     "separate",
@@ -102,7 +102,8 @@ def place_of(thing: Object) -> str:
     return "top" if dy < 0 else "bottom"
 
 
-def _place_is_clear(thing: Object) -> bool:
+def place_is_clear(thing: Object) -> bool:
+    """Whether nobody would doubt `place_of`."""
     dx, dy = abs(thing.x - 0.5), abs(thing.y - 0.5)
     return max(dx, dy) < 0.08 or (max(dx, dy) > 0.18 and abs(dx - dy) > 0.08)
 
@@ -344,63 +345,3 @@ def _draw_mixed(rng: random.Random) -> Scene:
         n, m = rng.choice(((1, 2), (2, 1), (1, 3), (3, 1), (2, 2)))
         return _quarters(rng, [_kind(rng)] * n + [_kind(rng)] * m)
     return _quarters(rng, [_kind(rng) for _ in range(rng.choice((3, 4)))])
-
-
-def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """Every question about a scene that has one right answer of a word or two, with it, in random order."""
-    asked = [
-        *_colour_questions(scene),
-        *_shape_questions(scene),
-        *_place_questions(scene),
-        *_count_questions(scene),
-    ]
-    asked += _relation_questions(scene, rng)
-    rng.shuffle(asked)
-    return asked
-
-
-def _colour_questions(scene: Scene) -> Iterator[tuple[str, str]]:
-    for shape in SHAPES:
-        colours = [o.colour for o in scene.objects if o.shape == shape]
-        if len(set(colours)) == 1:
-            yield (
-                (f"what colour is the {shape}?" if len(colours) == 1 else f"what colour are the {shape}s?"),
-                colours[0],
-            )
-
-
-def _shape_questions(scene: Scene) -> Iterator[tuple[str, str]]:
-    for colour in COLOURS:
-        shapes = [o.shape for o in scene.objects if o.colour == colour]
-        if len(set(shapes)) == 1:
-            ask = (
-                f"what shape is the {colour} object?"
-                if len(shapes) == 1
-                else f"what shape are the {colour} objects?"
-            )
-            yield ask, shapes[0]
-
-
-def _place_questions(scene: Scene) -> Iterator[tuple[str, str]]:
-    if len(scene.objects) > 2 or len(summarise(scene, "colours").groups) < len(scene.objects):
-        return
-    for thing in scene.objects:
-        if _place_is_clear(thing):
-            yield f"where is the {thing.colour} {thing.shape}?", place_of(thing)
-
-
-def _count_questions(scene: Scene) -> Iterator[tuple[str, str]]:
-    counts = Counter(o.shape for o in scene.objects)
-    for shape, count in counts.items():
-        yield f"how many {shape}s are there?", COUNTS[count - 1]
-    if len(counts) > 1:
-        yield "how many objects are there?", COUNTS[len(scene.objects) - 1]
-
-
-def _relation_questions(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
-    told = summarise(scene)
-    if not told.relation:
-        return
-    first, second = (f"the {group.colour} {group.shape}" for group in told.groups)
-    yield f"is {first} {told.relation} {second}?", "yes"
-    yield f"is {first} {OPPOSITE[told.relation]} {second}?", "no"

@@ -16,7 +16,7 @@ from showo2 import flow
 from showo2.data.documents import Pairs
 from showo2.model import Showo2
 from showo2.model.semantic import distillation_loss, siglip_features
-from showo2.sequence import IGNORE, Packed
+from showo2.sequence import Packed
 from showo2.tiny import resolve
 
 
@@ -46,13 +46,12 @@ class Unified:
 
     def counts(self, micro: Packed) -> list[int]:
         """Text targets, and elements of velocity targets."""
-        velocity = sum(int(v.target.sum()) * v.latents[0].numel() for v in micro.visuals if len(v.target))
-        return [int((micro.labels != IGNORE).sum()), velocity]
+        return list(micro.targets)
 
     def sums(self, micro: Packed) -> Tensor:
         """Cross-entropy and squared error."""
         losses = self.root(micro)
-        return torch.stack([losses.ntp_sum, losses.flow_sum])
+        return torch.stack([losses.ntp, losses.flow])
 
 
 class Distillation:
@@ -66,11 +65,10 @@ class Distillation:
         self.root = model.semantic
         teacher = SiglipVisionModel.from_pretrained(resolve(siglip), dtype=torch.float32)
         self.teacher = teacher.requires_grad_(False).eval().to(device)
-        self.patch = model.config.patch
 
     def counts(self, micro: Pairs) -> list[int]:
         """Patches, for both terms."""
-        patches = micro.latents[:, 0].numel() // self.patch**2
+        patches = micro.latents[:, 0].numel() // flow.PATCH**2
         return [patches, patches]
 
     def sums(self, micro: Pairs) -> Tensor:

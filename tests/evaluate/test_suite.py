@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from showo2.evaluate.suite import KINDS, Suite, evaluate, picture_prompts, scene_questions
+from showo2.tiny.questions import questions
 from showo2.tiny.render import render
-from showo2.tiny.world import CATEGORIES, COLOURS, Object, Scene, is_held_out, parse, prompts, questions
+from showo2.tiny.world import CATEGORIES, COLOURS, Object, Scene, is_held_out, parse, prompts
 
 SPOTS = {"left": (0.2, 0.5), "right": (0.8, 0.5), "top": (0.5, 0.2), "bottom": (0.5, 0.8), "centre": (0.5, 0.5)}
 SIDES = {"left of": ("left", "right"), "right of": ("right", "left"), "above": ("top", "bottom"),

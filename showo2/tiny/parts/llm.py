@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, share
-from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Scene, describe, questions
+from showo2.tiny.questions import questions
+from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Scene, describe
 
 # In the order in which Show-o2 adds them to Qwen2.5's.
 SPECIAL = (
