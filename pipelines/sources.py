@@ -87,7 +87,7 @@ def _shard(source: str, path: str, info: dict[str, Any], local: bool) -> tuple[s
         raise InputError(f"source {source}: {info['name']} is not named .tar{cure}")
     if local:
         path = os.path.abspath(info["name"])
-        if not os.access(path, os.R_OK):
+        if not os.access(path, os.R_OK, effective_ids=True):
             raise InputError(f"source {source}: no permission to read {path}")
         return path, info["size"], str(os.stat(path).st_mtime_ns)
     return path, info["size"], str(info.get("ETag") or info.get("mtime") or info.get("LastModified"))
@@ -102,5 +102,5 @@ def check_output(root: str) -> None:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from error
-    if not os.access(path, os.W_OK):
+    if not os.access(path, os.W_OK, effective_ids=True):
         raise InputError(f"no permission to write to {path}; choose another --out")
