@@ -43,6 +43,17 @@ class Fusion(nn.Sequential):
         super().__init__(nn.RMSNorm(semantic + width, eps=1e-6), nn.Linear(semantic + width, width), nn.GELU(),
                          nn.Linear(width, width))
 
+    @torch.no_grad()
+    def amplify(self, projected: float, fused: float) -> None:
+        """Multiply what P puts into the first Linear, and what the fusion puts out, at the start of training.
+
+        S's features are some ten times larger than P's, and what a pretrained language model adds to its residual
+        stream some ten times larger than a new fusion's output: a small model finds the latents under neither.
+        """
+        _, width = self[3].weight.shape
+        self[0].weight[-width:] *= projected
+        self[3].weight *= fused
+
 
 class Showo2(nn.Module):
     """The unified model; `forward` is the training objective, the other methods are its pieces."""

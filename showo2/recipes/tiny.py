@@ -12,6 +12,7 @@ from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Recipe
 
 PARTS_64 = ModelParts(
     llm="tiny:llm", siglip="tiny:siglip", vae="tiny:vae", grid=4, order="patch", conversation="plain", size=64,
+    gains=(30.0, 10.0),
     flow=FlowHeadConfig(width=128, layers=3, heads=4, kv_heads=2, head_dim=32, intermediate=384))
 
 DISTILL = Recipe(

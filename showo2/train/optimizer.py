@@ -77,7 +77,10 @@ def clip(parameters: Iterable[nn.Parameter], norm: float, largest: float) -> Non
 
 
 class Average:
-    """Exponential moving average of the trained parameters, sharded as they are."""
+    """Exponential moving average of the trained parameters, sharded as they are.
+
+    It averages over a tenth of the steps so far until that is what `decay` says: a short run forgets its start too.
+    """
 
     def __init__(self, trained: dict[str, nn.Parameter], decay: float):
         self.decay = decay
@@ -86,6 +89,6 @@ class Average:
         self._locals = [local(w) for w in self.weights.values()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move each average toward its parameter by 1 - decay."""
-        torch._foreach_lerp_(self._locals, self._sources, 1 - self.decay)
+    def update(self, done: int) -> None:
+        """Move each average toward its parameter, `done` steps having been made before this one."""
+        torch._foreach_lerp_(self._locals, self._sources, max(1 - self.decay, 10 / (done + 10)))

@@ -20,6 +20,7 @@ class ModelParts:
 
     llm, siglip, vae: folders, Hub ids or `tiny:` names. grid: side of the position table in visual tokens.
     order: of the flow head's output pixels. conversation: template of question answering. size: picture side in pixels.
+    gains: of the projector's half of a new fusion's input, and of its output (`model.Fusion.amplify`).
     """
 
     llm: str
@@ -30,6 +31,7 @@ class ModelParts:
     order: Order = "released"
     conversation: str = "chat"
     size: int = 432
+    gains: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,9 @@ def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
     config = Showo2Config(llm, siglip, parts.flow, parts.grid, order=parts.order, size=parts.size, vae=parts.vae,
                           conversation=parts.conversation)
     torch.manual_seed(recipe.seed)
-    return checkpoint.from_parts(config, parts.llm, parts.siglip), tokenizer
+    model = checkpoint.from_parts(config, parts.llm, parts.siglip)
+    model.fusion.amplify(*parts.gains)
+    return model, tokenizer
 
 
 def _exported(init: str) -> str:

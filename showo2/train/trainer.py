@@ -137,7 +137,7 @@ class Trainer:
             clip(self.trained.values(), step.norm, self.recipe.clip)
             set_rate(self.optimizer, rate(self.done, self.recipe))
             self.optimizer.step()
-            self.average.update()
+            self.average.update(self.done)
         self.optimizer.zero_grad(set_to_none=True)
         return step
 

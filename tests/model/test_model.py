@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from showo2.model.model import Fusion
 from showo2.sequence import Media, Text, captioning, interleaved, pack, text_to_image
 from tests.model.conftest import SPECIAL
 
@@ -93,3 +94,13 @@ def test_video_frames_are_read_one_by_one(model):
     frames = [model.embed_visual(clip[:, :, i:i + 1], torch.ones(1))[1][:, 1:] for i in range(3)]
     torch.testing.assert_close(span[:, 1:], torch.cat(frames, 1))
     assert span.shape[1] == 1 + 3 * 16
+
+
+def test_amplified_fusion_listens_to_the_projector():
+    torch.manual_seed(0)
+    fusion, x = Fusion(8, 4), torch.randn(5, 12)
+    plain, norm = fusion(x), fusion[0].weight.detach().clone()
+    fusion.amplify(3.0, 2.0)
+    assert torch.equal(fusion[0].weight, norm * torch.tensor([1.0] * 8 + [3.0] * 4))
+    fusion.amplify(1 / 3, 1.0)
+    torch.testing.assert_close(fusion(x) - fusion[3].bias, 2 * (plain - fusion[3].bias))

@@ -85,5 +85,7 @@ def test_average_follows_the_weights(recipe):
     before = model.fusion.weight.detach().clone()
     with torch.no_grad():
         model.fusion.weight += 1.0
-    average.update()
+    average.update(10_000)
     torch.testing.assert_close(average.weights["fusion.weight"], before + 0.25)
+    average.update(0)
+    assert torch.equal(average.weights["fusion.weight"], model.fusion.weight), "the start is forgotten at once"
