@@ -27,7 +27,7 @@ class DocumentMask:
     documents: list[tuple[int, int, Tensor]]
 
 
-Mask = Tensor | BlockMask | DocumentMask
+Mask = Tensor | BlockMask | DocumentMask | None
 
 
 def dense_mask(doc: Tensor, span: Tensor, queries: slice = slice(None)) -> Tensor:
@@ -75,10 +75,17 @@ def make_mask(doc: Tensor, span: Tensor) -> Mask:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
-    """Attention of q (B, H, Q, E) over k, v (B, H', L, E), H a multiple of H' (grouped queries); (B, H, Q, E)."""
+    """Attention of q (B, H, Q, E) over k, v (B, H', L, E), H a multiple of H' (grouped queries); (B, H, Q, E).
+
+    Without a mask every query sees every key.
+    """
     if isinstance(mask, BlockMask):
         out = _flex()(*map(_flatten, (q, k, v)), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         return _unflatten(out, q)
+    if torch.bfloat16 in (q.dtype, k.dtype, v.dtype) and not q.is_cuda:
+        # On CPUs the backward pass of attention in bf16 takes three times as long as in fp32.
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), mask, scale).to(q.dtype)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -122,6 +129,13 @@ def _omni_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     return attend(query, key, value, omni_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-# The name under which any Hugging Face causal LM runs this attention, given `omni_mask` in its call.
-OMNI = "omni"
+def _full_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,
+                    scaling: float | None = None, **_: object) -> tuple[Tensor, None]:
+    return attend(query, key, value, None, scaling).transpose(1, 2).contiguous(), None
+
+
+# The names under which any Hugging Face model runs this attention: a causal LM, given `omni_mask` in its call, and a
+# transformer whose tokens all see one another.
+OMNI, FULL = "omni", "full"
 AttentionInterface.register(OMNI, _omni_attention)
+AttentionInterface.register(FULL, _full_attention)

@@ -11,6 +11,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from showo2.flow import PATCH
+from showo2.model.attention import FULL
 from showo2.vae import CHANNELS
 
 
@@ -20,7 +21,7 @@ class SemanticLayers(nn.Module):
     def __init__(self, siglip: dict[str, Any], grid: int):
         super().__init__()
         config = SiglipVisionConfig(**{**siglip, "num_hidden_layers": siglip["num_hidden_layers"] - 1})
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = FULL
         self.grid = grid
         self.patch_embed = nn.Conv2d(CHANNELS, config.hidden_size, PATCH, PATCH)
         self.position = nn.Embedding(grid * grid, config.hidden_size)

@@ -83,6 +83,8 @@ class Recipe:
     """largest norm of the gradient"""
     ema: float = 0.9999
     """decay of the average of weights that is exported"""
+    autocast: bool = False
+    """matrix products in bf16 where the processor has it; weights, gradients and attention on CPUs stay fp32"""
     accumulate: int = 1
     """micro-batches per rank and step; the update is the same for any number"""
     seed: int = 0

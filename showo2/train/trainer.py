@@ -24,7 +24,7 @@ from showo2.train.checkpoint import Checkpoints, State
 from showo2.train.losses import Distillation, Objective, Unified
 from showo2.train.meters import Meters
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
-from showo2.train.parallel import Workers, blocks, set_gradient_sync, shard
+from showo2.train.parallel import Workers, blocks, has_bf16, set_gradient_sync, shard
 from showo2.train.recipe import Recipe
 
 Outcome = Literal["finished", "stopped"]
@@ -125,7 +125,8 @@ class Trainer:
         weights = torch.tensor(self.objective.weights) / counts.clamp(min=1)
         for i, micro in enumerate(batch.micro):
             set_gradient_sync(self.objective.root, i == len(batch.micro) - 1)
-            parts = self.objective.sums(micro.to(self.workers.device))
+            with torch.autocast(self.workers.device.type, torch.bfloat16, self.recipe.autocast and has_bf16()):
+                parts = self.objective.sums(micro.to(self.workers.device))
             (parts * weights.to(parts)).sum().backward()
             sums += parts.detach().double().cpu()
         facts = self.workers.sum(torch.cat([sums, squared_norm(self.trained.values()).cpu()[None]]))
