@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def gated_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+def gated_mlp(mlp: Any, x: Tensor) -> Tensor:
     """down(act(gate(x)) * up(x)): of four wide activations, gate and up are kept."""
     return recomputed(lambda gate, up: mlp.down_proj(mlp.act_fn(gate) * up), mlp.gate_proj(x), mlp.up_proj(x))
 
 
-def plain_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+def plain_mlp(mlp: Any, x: Tensor) -> Tensor:
     """fc2(act(fc1(x))): of two wide activations, one is kept."""
     return recomputed(lambda h: mlp.fc2(mlp.activation_fn(h)), mlp.fc1(x))
 
