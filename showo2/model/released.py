@@ -90,11 +90,11 @@ def read_config(data: dict[str, Any], state: dict[str, Tensor], llm: dict[str, A
 
 def write_config(config: Showo2Config, llm: str, siglip: str) -> dict[str, Any]:
     """The released `config.json` of a model; `llm` and `siglip` are the names it gives its parts."""
-    side = config.size // _TOKEN
+    side, language = config.size // _TOKEN, AutoConfig.for_model(**config.llm)
     return {
         "_class_name": "Showo2Qwen2_5", "add_qk_norm": True, "add_time_embeds": True,
         "clip_latent_dim": config.siglip["hidden_size"], "clip_pretrained_model_path": siglip,
-        "hidden_size": config.llm["hidden_size"], "image_latent_dim": 16, "image_latent_height": side,
-        "image_latent_width": side, "llm_model_path": llm, "llm_vocab_size": config.llm["vocab_size"],
+        "hidden_size": language.hidden_size, "image_latent_dim": 16, "image_latent_height": side,
+        "image_latent_width": side, "llm_model_path": llm, "llm_vocab_size": language.vocab_size,
         "load_from_showo": True, "num_diffusion_layers": config.flow.layers, "patch_size": 2,
     }

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,16 @@ from safetensors.torch import load_file
 from showo2 import compat, flow
 from showo2.model import Showo2
 from showo2.model.attention import dense_mask
-from showo2.sequence import IGNORE, Packed, Visuals
+from showo2.sequence import (
+    IGNORE,
+    Media,
+    Packed,
+    Visuals,
+    captioning,
+    conversation,
+    interleaved,
+    text_to_image,
+)
 from showo2.text import SpecialTokens
 
 GOLDEN = Path(os.environ.get("SHOWO2_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -113,3 +124,25 @@ def run(model: Showo2, packed: Packed) -> dict[str, torch.Tensor]:
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
     """Equal within an absolute tolerance."""
     torch.testing.assert_close(ours.view_as(theirs), theirs, atol=tolerance, rtol=0)
+
+
+def layout_document(case: str, layout: dict, ids: list[int], media: list[Media], spans: list[list[int]]) -> list:
+    """The document whose texts are those that stand around the pictures of a row."""
+    names = facts("k_layouts")
+    special = special_ids(names["special_ids"])
+    end = ids.index(special.eos) if special.eos in ids else len(ids)
+    if case.startswith("mmu_"):
+        modulus = int(re.search(r"% (\d+)", names["dummy_tokenizer"]).group(1))
+        tokenizer = SimpleNamespace(special=special, encode=lambda text: [ord(c) % modulus for c in text])
+        return conversation(tokenizer, layout["conversations"], media[0] if media else None,
+                            "pretrain" if "pre-training" in case else "chat")
+    if case.startswith("und_"):
+        return captioning(special, media[0], ids[sum(spans[0]) + 1:end])
+    if case.startswith(("interleaved", "vist")):
+        flag = layout.get("flag_tokens", [])
+        segments, start = [], 1 + len(flag)
+        for medium, (offset, size) in zip(media, spans, strict=True):
+            segments += [ids[start:offset - 1], medium]
+            start = offset + size + 1
+        return interleaved(special, [*segments, ids[start:end]], flag)
+    return text_to_image(special, ids[1:spans[0][0] - 1], media[0])

@@ -6,7 +6,6 @@
 import json
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from showo2 import flow
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, Velocity, sample
-from showo2.model import Showo2, released
+from showo2.model import Showo2, checkpoint, released, weights
 from showo2.model.attention import dense_mask
 from showo2.model.flow_head import rope, rope_frequencies, time_sinusoid
 from showo2.model.model import flow_loss
@@ -25,12 +24,8 @@ from showo2.sequence import (
     IGNORE,
     Media,
     Text,
-    captioning,
-    conversation,
-    interleaved,
     length,
     pack,
-    text_to_image,
 )
 from showo2.text import SpecialTokens
 from showo2.vae import WanVAE
@@ -46,6 +41,7 @@ from tests.model.golden import (
     as_released,
     close,
     facts,
+    layout_document,
     load_model,
     pack_golden,
     read,
@@ -216,6 +212,16 @@ def test_frame_pooling(name: str):
     close(pool_frames(g["image_embeds"][None], side), g["pooled"], ACTIVATION)
 
 
+@pytest.mark.parametrize("kind", sorted(p.name for p in GOLDEN.glob("model_*")))
+def test_an_exported_model_is_the_released_checkpoint_again(kind: str, tmp_path):
+    stored = facts(f"{kind}/official_save_pretrained/config")
+    model = load_model(kind)
+    checkpoint.save_released(model, tmp_path, stored["llm_model_path"], stored["clip_pretrained_model_path"])
+    ours, theirs = weights.read(tmp_path), weights.read(GOLDEN / kind / "official_save_pretrained")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert json.loads((tmp_path / "config.json").read_text()).items() <= stored.items()
+
+
 @pytest.mark.parametrize("size", sorted(p.stem for p in (GOLDEN / "manifests").glob("showo2_*.json")))
 def test_real_sizes(size: str):
     """Every key and shape of the real checkpoints, and their parameter counts, on the meta device."""
@@ -351,28 +357,6 @@ def test_drawing_after_a_clean_history(name: str):
 
 
 LAYOUTS = {case: layout for name in scenarios("k_layouts") for case, layout in facts(name)["cases"].items()}
-
-
-def layout_document(case: str, layout: dict, ids: list[int], media: list[Media], spans: list[list[int]]) -> list:
-    """The document whose texts are those that stand around the pictures of a row."""
-    names = facts("k_layouts")
-    special = special_ids(names["special_ids"])
-    end = ids.index(special.eos) if special.eos in ids else len(ids)
-    if case.startswith("mmu_"):
-        modulus = int(re.search(r"% (\d+)", names["dummy_tokenizer"]).group(1))
-        tokenizer = SimpleNamespace(special=special, encode=lambda text: [ord(c) % modulus for c in text])
-        return conversation(tokenizer, layout["conversations"], media[0] if media else None,
-                            "pretrain" if "pre-training" in case else "chat")
-    if case.startswith("und_"):
-        return captioning(special, media[0], ids[sum(spans[0]) + 1:end])
-    if case.startswith(("interleaved", "vist")):
-        flag = layout.get("flag_tokens", [])
-        segments, start = [], 1 + len(flag)
-        for medium, (offset, size) in zip(media, spans, strict=True):
-            segments += [ids[start:offset - 1], medium]
-            start = offset + size + 1
-        return interleaved(special, [*segments, ids[start:end]], flag)
-    return text_to_image(special, ids[1:spans[0][0] - 1], media[0])
 
 
 @pytest.mark.parametrize("case, kind", [(case, kind) for case, layout in LAYOUTS.items() for kind in ("", "_null")
