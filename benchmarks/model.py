@@ -39,18 +39,18 @@ def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **
 
 def _attention_backward_flops(_grad: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: object,
                               **__: object) -> int:
-    return 5 * _attention_flops(q, k, v) // 2
+    return 2 * _attention_flops(q, k, v)
 
 
-# PyTorch's counter does not know the CPU's fused attention.
+# PyTorch's counter does not know the CPU's fused attention. A backward is four products, as if the scores were kept.
 ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 
 
-def build_model() -> Showo2:
-    """12.9 M parameters, every one of them random (adaLN's zeros would hide differences)."""
+def build_model(side: str) -> Showo2:
+    """12.9 M parameters, every one of them random (adaLN's zeros would hide differences), run as `side` runs it."""
     torch.manual_seed(0)
     llm = {"model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
            "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
@@ -60,7 +60,7 @@ def build_model() -> Showo2:
         for p in model.parameters():
             if p.dim() > 1:
                 p.normal_(0, 0.03)
-    return model
+    return model if side == "ours" else released.without_savings(model)
 
 
 def samples() -> list[tuple[list[int], Media, bool]]:
@@ -115,43 +115,49 @@ def released_batch() -> released.ReleasedBatch:
                                   torch.stack(latents), torch.stack(velocity), torch.tensor(times))
 
 
-def step(model: Showo2, side: str) -> tuple[float, float]:
-    """One forward and backward; the two losses."""
-    ntp, flows = (ours if side == "ours" else theirs)(model)
+WAYS = {"ours": ours, "theirs": theirs}
+
+
+def step(model: Showo2, side: str) -> dict[str, float]:
+    """One forward and backward: the two losses, and CPU seconds of each pass."""
+    start = time.process_time()
+    ntp, flows = WAYS[side](model)
+    middle = time.process_time()
     (0.2 * ntp + flows).backward()
-    return ntp.item(), flows.item()
+    return {"ntp": ntp.item(), "flow": flows.item(), "forward_cpu_s": middle - start,
+            "backward_cpu_s": time.process_time() - middle, "step_cpu_s": time.process_time() - start}
+
+
+def count_flops(model: Showo2, side: str) -> dict[str, float]:
+    """GFLOP of a forward, a backward and both."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        ntp, flows = WAYS[side](model)
+        forward = counter.get_total_flops() / 1e9
+        (0.2 * ntp + flows).backward()
+    whole = counter.get_total_flops() / 1e9
+    return {"forward_gflop": forward, "backward_gflop": whole - forward, "step_gflop": whole}
 
 
 def measure(side: str) -> dict[str, float]:
-    """CPU seconds of a step (median of 3 after a warm-up) and of a forward, FLOPs, peak memory over the start."""
+    """Of `side`: times (median of 3 steps after a warm-up), FLOPs, losses, and peak memory over the start."""
     torch.set_num_threads(1)
-    model = build_model()
+    model = build_model(side)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
+    steps = []
     for _ in range(4):
         model.zero_grad()
-        start = time.process_time()
-        losses = step(model, side)
-        seconds.append(time.process_time() - start)
+        steps.append(step(model, side))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model.zero_grad()
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
-        step(model, side)
-    forward = []
-    with torch.no_grad():
-        for _ in range(3):
-            start = time.process_time()
-            (ours if side == "ours" else theirs)(model)
-            forward.append(time.process_time() - start)
-    return {"step_cpu_s": median(seconds[1:]), "forward_cpu_s": median(forward), "step_gflop": counter.get_total_flops() / 1e9,
-            "peak_mib": (peak - before) / 1024, "ntp": losses[0], "flow": losses[1]}
+    return {**{key: median(found[key] for found in steps[1:]) for key in steps[0]},
+            **count_flops(model, side), "peak_mib": (peak - before) / 1024}
 
 
 def largest_gradient_difference() -> float:
     """Largest difference in norm between the two ways' gradients, relative to the parameter's norm (or, where that
     is next to nothing, to a millionth of the whole gradient's)."""
-    models = [build_model(), build_model()]
-    for model, side in zip(models, ("ours", "theirs"), strict=True):
+    models = [build_model(side) for side in WAYS]
+    for model, side in zip(models, WAYS, strict=True):
         step(model, side)
     pairs = [(a.grad, b.grad) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True)]
     whole = torch.stack([b.norm() for _, b in pairs]).norm()
@@ -172,7 +178,7 @@ def main(options: Options) -> None:
     if options.side:
         print(json.dumps(measure(options.side)))
         return
-    runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in WAYS}
     for _ in range(options.rounds):
         for side, found in runs.items():
             command = [sys.executable, "-m", "benchmarks.model", "--side", side]

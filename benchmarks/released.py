@@ -1,7 +1,8 @@
 """The training forward as the released implementation performs it: everything, everywhere.
 
 Written from docs/model.md to be measured against, on the weights of our own model: a fixed length a sample, a dense
-int64 mask, LM head and flow head on every position, full-size modulation tensors filled by loops over pictures.
+int64 mask, LM head and flow head on every position, full-size modulation tensors filled by loops over pictures, keys
+and values repeated for grouped queries, every activation kept for backward.
 Shapes: B samples, L context, n = B pictures (one a sample), N visual tokens.
 """
 
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from showo2 import flow
 from showo2.model import Showo2
 from showo2.model.flow_head import FlowBlock, rope, rope_frequencies, rotate
+
+_ATTENTION = "released"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,25 @@ class ReleasedBatch:
     latents: Tensor
     velocity: Tensor
     t: Tensor
+
+
+def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: None, scaling: float | None = None,
+               *, omni_mask: Tensor, **_: object) -> tuple[Tensor, None]:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=omni_mask, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION, _attention)
+
+
+def without_savings(model: Showo2) -> Showo2:
+    """The model with Hugging Face's own layers as they are: no forward of ours in them (`showo2.model.lean`)."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+    model.language_model.set_attn_implementation(_ATTENTION)
+    return model
 
 
 def dense_additive_mask(ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
@@ -66,11 +89,12 @@ def _block(block: FlowBlock, x: Tensor, time: Tensor, spans: list[tuple[int, int
     h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     x = x + gate_a * attention.o_proj(h.transpose(1, 2).flatten(2))
     h = block.mlp_norm(x) * (1 + scale_m) + shift_m
-    return x + gate_m * block.mlp(h)
+    mlp = block.mlp
+    return x + gate_m * mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
 
 
 def forward(model: Showo2, batch: ReleasedBatch) -> tuple[Tensor, Tensor]:
-    """The next-token loss and the flow loss, each a mean over its targets."""
+    """The next-token loss and the flow loss, each a mean over its targets; `model` is one `without_savings`."""
     b, length = batch.ids.shape
     time = model.time_embed(batch.t)
     fused = model.fuse(batch.latents)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,15 @@ import torch.nn.functional as F
 import xxhash
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from showo2.frame_vae import CHANNELS, load_frame_vae
 from showo2.tiny import resolve
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 SPATIAL = 8
-CHANNELS = 16
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "Wan2.1_VAE.pth")
 # Of Wan 2.1, as its release states them; the weights file itself holds none.
 _MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -49,23 +50,31 @@ class WanVAE:
     """
 
     def __init__(self, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype = torch.float32,
-                 device: str | torch.device = "cpu"):
-        """`config` and `state`: a diffusers AutoencoderKLWan's. Raises ValueError where they do not fit."""
+                 device: str | torch.device = "cpu", tile: int | None = None):
+        """`config` and `state`: a diffusers AutoencoderKLWan's. Raises ValueError where they do not fit.
+
+        tile: side in pixels, a multiple of 32, of the squares that larger pictures are cut into, to fit in less memory;
+        not exact, as the squares do not see one another. None: pictures stay whole.
+        """
+        if tile is not None and (tile < 32 or tile % 32):
+            raise ValueError(f"tile={tile}: use a multiple of 32 pixels")
         self.config = _DEFAULTS | config
         if self.config["is_residual"] or self.config["patch_size"] or self.config["z_dim"] != CHANNELS:
             raise ValueError(f"not a Wan 2.1 VAE of {CHANNELS} channels; Show-o2 uses Wan2.1_VAE.pth")
         if self.config["attn_scales"]:
             raise ValueError(f"attn_scales are {self.config['attn_scales']}; the Wan 2.1 VAE has none")
         self._state = state
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype, self.device, self.tile = dtype, torch.device(device), tile
         self.latent_mean = torch.tensor(self.config["latents_mean"], dtype=torch.float32)
         self.latent_std = torch.tensor(self.config["latents_std"], dtype=torch.float32)
-        self._frame = _load_frame(self.config, state).to(self.device, dtype)
+        self._frame = load_frame_vae(self.config, state).to(self.device, dtype)
 
     @classmethod
     def from_pretrained(cls, spec: str, dtype: torch.dtype = torch.float32,
-                        device: str | torch.device = "cpu") -> WanVAE:
+                        device: str | torch.device = "cpu", tile: int | None = None) -> WanVAE:
         """Load a diffusers folder, the released `Wan2.1_VAE.pth`, a `tiny:` name or Hub id, no pickles.
+
+        dtype of the weights; device; tile: see the constructor.
 
         Raises FileNotFoundError where there are no weights, ValueError where they are of another network.
         """
@@ -80,7 +89,7 @@ class WanVAE:
             raise ValueError(f"{file} holds no Wan VAE: the tensor encoder.conv_in.weight is missing")
         config = config or {"base_dim": state["encoder.conv_in.weight"].shape[0]}
         try:
-            return cls(config, state, dtype, device)
+            return cls(config, state, dtype, device, tile)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{file} does not fit a Wan 2.1 VAE: {error}") from error
 
@@ -123,10 +132,7 @@ class WanVAE:
             raise ValueError(f"pixels of shape {tuple(pixels.shape)}: need (B, 3, 1 + 4k, H, W), "
                              f"H and W multiples of {SPATIAL}")
         pixels = pixels.to(self.device, self.dtype)
-        if pixels.shape[2] == 1:
-            raw = self._frame.encode(pixels[:, :, 0])[:, :, None]
-        else:
-            raw = self.network._encode(pixels)
+        raw = tiled(self._encode, pixels, self.tile, lambda pixel: pixel // SPATIAL)
         mu, logvar = raw.float().chunk(2, dim=1)
         mean, std = self.statistics()
         return (mu - mean) / std, logvar.clamp(-30, 20)
@@ -148,167 +154,47 @@ class WanVAE:
         """Normalised latents (B, 16, t, h, w) -> pixels (B, 3, T, H, W) float32, clamped to [-1, 1]."""
         mean, std = self.statistics()
         raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype)
+        tile = None if self.tile is None else self.tile // SPATIAL
+        return tiled(self._decode, raw, tile, lambda latent: latent * SPATIAL).float().clamp(-1, 1)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self._frame.encode(pixels[:, :, 0])[:, :, None] if pixels.shape[2] == 1 else self.network._encode(pixels)
+
+    def _decode(self, raw: Tensor) -> Tensor:
         if raw.shape[2] == 1:
-            pixels = self._frame.decode(raw[:, :, 0])[:, :, None]
-        else:
-            pixels = self.network._decode(raw).sample
-        return pixels.float().clamp(-1, 1)
+            return self._frame.decode(raw[:, :, 0])[:, :, None]
+        return self.network._decode(raw).sample
 
 
-class _Norm(nn.Module):
-    """Root-mean-square norm over the channels of (B, C, H, W), in float32."""
+def tiled(run: Callable[[Tensor], Tensor], x: Tensor, tile: int | None, scaled: Callable[[int], int]) -> Tensor:
+    """`run` over squares of side `tile` of x (B, C, T, H, W), a quarter overlapping and faded into one another.
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.empty(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normal = wide * wide.square().sum(1, keepdim=True).clamp(min=1e-24).rsqrt()
-        return normal.to(x.dtype) * (self.gamma * len(self.gamma) ** 0.5)
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.norm1, self.conv1 = _Norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2, self.conv2 = _Norm(out), nn.Conv2d(out, out, 3, padding=1)
-        self.conv_shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+    scaled: a length in `x` to the one that it has in the result.
+    """
+    height, width = x.shape[3:]
+    if tile is None or max(height, width) <= tile:
+        return run(x)
+    total = weights = torch.zeros(())
+    for top in _starts(height, tile):
+        for left in _starts(width, tile):
+            piece = run(x[..., top:top + tile, left:left + tile])
+            down, across = piece.shape[3:]
+            fade = _fade(down, scaled(tile))[:, None] * _fade(across, scaled(tile))
+            around = (scaled(left), scaled(width) - scaled(left) - across, scaled(top), scaled(height) - scaled(top) - down)
+            total = total + F.pad(piece * fade.to(piece), around)
+            weights = weights + F.pad(fade.to(piece), around)
+    return total / weights
 
 
-class _Attention(nn.Module):
-    """Single-head attention over the positions of one frame."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = _Norm(channels)
-        self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(*(part[:, None] for part in qkv.chunk(3, dim=-1)))
-        return x + self.proj(mixed[:, 0].transpose(1, 2).reshape(x.shape))
+def _starts(length: int, tile: int) -> list[int]:
+    last = max(length - tile, 0)
+    return [*range(0, last, tile * 3 // 4), last]
 
 
-class _Middle(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.resnets = nn.ModuleList([_Residual(channels, channels), _Residual(channels, channels)])
-        self.attentions = nn.ModuleList([_Attention(channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
-class _Resample(nn.Module):
-    """Half the height and width, or twice these at half the channels."""
-
-    def __init__(self, channels: int, down: bool):
-        super().__init__()
-        if down:
-            layers = [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)]
-        else:
-            layers = [nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
-                      nn.Conv2d(channels, channels // 2, 3, padding=1)]
-        self.resample = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resample(x)
-
-
-class _Up(nn.Module):
-    """Residual blocks, then, but for the last, twice the height and width."""
-
-    def __init__(self, channels: int, out: int, blocks: int, last: bool):
-        super().__init__()
-        self.resnets = nn.ModuleList(_Residual(channels if i == 0 else out, out) for i in range(blocks + 1))
-        self.upsamplers = nn.ModuleList([] if last else [_Resample(out, down=False)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in [*self.resnets, *self.upsamplers]:
-            x = block(x)
-        return x
-
-
-class _Encoder(nn.Module):
-    def __init__(self, config: dict[str, Any]):
-        super().__init__()
-        widths = [config["base_dim"] * m for m in (1, *config["dim_mult"])]
-        blocks: list[nn.Module] = []
-        for level, out in enumerate(widths[1:]):
-            channels = widths[level]
-            for _ in range(config["num_res_blocks"]):
-                blocks.append(_Residual(channels, out))
-                channels = out
-            if level < len(widths) - 2:
-                blocks.append(_Resample(out, down=True))
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(blocks)
-        self.mid_block, self.norm_out = _Middle(widths[-1]), _Norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * CHANNELS, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, config: dict[str, Any]):
-        super().__init__()
-        base, factors = config["decoder_base_dim"] or config["base_dim"], config["dim_mult"][::-1]
-        widths = [base * m for m in (factors[0], *factors)]
-        last = len(factors) - 1
-        self.conv_in = nn.Conv2d(CHANNELS, widths[0], 3, padding=1)
-        self.mid_block = _Middle(widths[0])
-        self.up_blocks = nn.ModuleList(
-            _Up(widths[i] // 2 if i else widths[0], widths[i + 1], config["num_res_blocks"], i == last)
-            for i in range(len(factors)))
-        self.norm_out, self.conv_out = _Norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        z = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            z = block(z)
-        return self.conv_out(F.silu(self.norm_out(z)))
-
-
-class _Frame(nn.Module):
-    """The network as one frame sees it, under diffusers' names. Channels last: half the time on a CPU."""
-
-    def __init__(self, config: dict[str, Any]):
-        super().__init__()
-        self.encoder, self.decoder = _Encoder(config), _Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * CHANNELS, 2 * CHANNELS, 1)
-        self.post_quant_conv = nn.Conv2d(CHANNELS, CHANNELS, 1)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> raw mean and log-variance (B, 32, h, w)."""
-        return self.quant_conv(self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
-
-    def decode(self, raw: Tensor) -> Tensor:
-        """Raw latents (B, 16, h, w) -> (B, 3, H, W)."""
-        return self.decoder(self.post_quant_conv(raw.contiguous(memory_format=torch.channels_last)))
-
-
-def _load_frame(config: dict[str, Any], state: dict[str, Tensor]) -> _Frame:
-    """Of each causal 3D kernel the last temporal slice; temporal resampling has no part in a first frame."""
-    with torch.device("meta"):
-        frame = _Frame(config)
-    flat = {}
-    for name, tensor in state.items():
-        if ".time_conv." not in name:
-            tensor = tensor[:, :, -1] if tensor.dim() == 5 else tensor
-            # A contiguous copy of its own: what is left of the kernel stays with the 3D network's weights.
-            flat[name] = tensor.reshape(-1, 1, 1) if name.endswith(".gamma") else tensor.clone()
-    frame.load_state_dict(flat, assign=True)
-    frame.eval().requires_grad_(False)
-    return frame.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _fade(size: int, tile: int) -> Tensor:
+    """Weights (size,) that rise from and fall to the edges over a quarter of a tile."""
+    place = torch.arange(size) + 0.5
+    return (torch.minimum(place, size - place) / (tile / 4)).clamp(max=1)
 
 
 def _find(spec: str) -> tuple[Path, dict[str, Any] | None]:

@@ -19,6 +19,7 @@ LAYERS = (
     ("showo2.compat",),
     ("showo2.sequence",),
     ("showo2.flow", "showo2.vae", "showo2.text"),
+    ("showo2.frame_vae",),
     ("showo2.hashing",),
     ("showo2.tiny",),
 )

@@ -22,7 +22,7 @@ _LONG_ROW = 512
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """The documents of a flattened batch: start, stop, and the dense mask (1, 1, n, n) of each."""
+    """The documents of a flattened batch: start, stop, and the additive mask (1, 1, n, n) of each."""
 
     documents: list[tuple[int, int, Tensor]]
 
@@ -55,6 +55,11 @@ def block_mask(doc: Tensor, span: Tensor) -> BlockMask:
     return create_block_mask(omni, B=None, H=None, Q_LEN=len(doc), KV_LEN=len(doc), device=str(doc.device))
 
 
+def additive(mask: Tensor) -> Tensor:
+    """0 where a boolean mask is True, else -inf, float32: what SDPA would make of it, and keep, in every layer."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
 def document_mask(doc: Tensor, span: Tensor) -> DocumentMask:
     """The documents of (B, L) rows, each with its own small mask; padding (doc <= 0) belongs to none."""
     flat, documents, start = span.reshape(1, -1), [], 0
@@ -62,7 +67,7 @@ def document_mask(doc: Tensor, span: Tensor) -> DocumentMask:
     for number, size in zip(ids.tolist(), sizes.tolist(), strict=True):
         if number > 0:
             own = flat[:, start:start + size]
-            documents.append((start, start + size, dense_mask(torch.ones_like(own), own)))
+            documents.append((start, start + size, additive(dense_mask(torch.ones_like(own), own))))
         start += size
     return DocumentMask(documents)
 
@@ -71,7 +76,7 @@ def make_mask(doc: Tensor, span: Tensor) -> Mask:
     """The mask that attention on this device, over rows of this length, wants."""
     if doc.is_cuda:
         return block_mask(doc, span)
-    return document_mask(doc, span) if doc.shape[1] >= _LONG_ROW else dense_mask(doc, span)
+    return document_mask(doc, span) if doc.shape[1] >= _LONG_ROW else additive(dense_mask(doc, span))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
@@ -86,12 +91,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = No
         # On CPUs the backward pass of attention in bf16 takes three times as long as in fp32.
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), mask, scale).to(q.dtype)
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if isinstance(mask, DocumentMask):
         return _unflatten(_attend_documents(_flatten(q), _flatten(k), _flatten(v), mask, scale), q)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return _sdpa(q, k, v, mask, scale)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and q.is_cuda:
+        # On GPUs the kernels that take a mask know no grouped queries.
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _flatten(x: Tensor) -> Tensor:
@@ -107,8 +119,7 @@ def _attend_documents(q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask, scale
     pieces, end = [], 0
     for start, stop, own in mask.documents:
         pieces.append(q[:, :, end:start] * 0)
-        pieces.append(F.scaled_dot_product_attention(
-            q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], attn_mask=own, scale=scale))
+        pieces.append(_sdpa(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], own, scale))
         end = stop
     return torch.cat([*pieces, q[:, :, end:] * 0], 2)
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from showo2.model.attention import Mask, attend
 from showo2.model.config import FlowHeadConfig
+from showo2.model.lean import gated_mlp, recomputed
 
 
 def time_sinusoid(t: Tensor, width: int = 256) -> Tensor:
@@ -110,8 +111,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor, cache: DynamicCache | None,
                 layer: int) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)
-        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)
+        q = recomputed(lambda q: rotate(self.q_norm(q).transpose(1, 2), cos, sin), q)
+        k = recomputed(lambda k: rotate(self.k_norm(k).transpose(1, 2), cos, sin), k)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, layer)
@@ -126,9 +127,10 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(width, intermediate, bias=False)
         self.up_proj = nn.Linear(width, intermediate, bias=False)
         self.down_proj = nn.Linear(intermediate, width, bias=False)
+        self.act_fn = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return gated_mlp(self, x)
 
 
 class FlowBlock(nn.Module):
@@ -147,9 +149,9 @@ class FlowBlock(nn.Module):
         tables = self.modulation(time).float().chunk(6, -1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             _with_text_row(table, value) for table, value in zip(tables, (0, 0, 1, 0, 0, 1), strict=True))
-        h = self.attention(modulate(self.attention_norm(x), shift_a, scale_a, index), mask, cos, sin, cache, layer)
-        x = x + gated(h, gate_a, index)
-        h = self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m, index))
+        h = recomputed(lambda x: modulate(self.attention_norm(x), shift_a, scale_a, index), x)
+        x = x + gated(self.attention(h, mask, cos, sin, cache, layer), gate_a, index)
+        h = self.mlp(recomputed(lambda x: modulate(self.mlp_norm(x), shift_m, scale_m, index), x))
         return x + gated(h, gate_m, index)
 
 

@@ -19,7 +19,9 @@ from showo2 import flow
 from showo2.model import checkpoint
 from showo2.model.attention import OMNI, Mask, make_mask
 from showo2.model.config import Showo2Config
+from showo2.model.cross_entropy import chunked_cross_entropy
 from showo2.model.flow_head import FlowHead, TimeEmbedding
+from showo2.model.lean import make_lean
 from showo2.model.semantic import SemanticLayers
 from showo2.sequence import IGNORE, Packed, Visuals
 from showo2.vae import CHANNELS
@@ -63,6 +65,7 @@ class Showo2(nn.Module):
         self.config = config
         llm = AutoConfig.for_model(**config.llm)
         self.language_model = AutoModelForCausalLM.from_config(llm, attn_implementation=OMNI)
+        make_lean(self.language_model.model.layers)
         width, flow_width = llm.hidden_size, config.flow.width
         self.semantic = SemanticLayers(config.siglip, config.grid)
         self.projector = nn.Conv2d(CHANNELS, width, flow.PATCH, flow.PATCH)
@@ -77,9 +80,9 @@ class Showo2(nn.Module):
         """Load from a folder, a Hub id or a `tiny:` name; see `checkpoint.from_pretrained`."""
         return checkpoint.from_pretrained(spec, **options)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` reads."""
-        checkpoint.save_pretrained(self, folder)
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder that `from_pretrained` reads; see `checkpoint.save_pretrained`."""
+        checkpoint.save_pretrained(self, folder, **options)
 
     def forward(self, packed: Packed) -> Losses:
         """Both losses of a packed batch (equation 4), as sums; zero where a modality is absent."""
@@ -134,14 +137,12 @@ class Showo2(nn.Module):
         """Next-token logits of hidden states (..., D)."""
         return self.language_model.get_output_embeddings()(hidden)
 
-    def next_token_loss(self, hidden: Tensor, labels: Tensor, chunk: int = 4096) -> Tensor:
-        """Summed cross-entropy; the LM head runs on labelled positions only, `chunk` at a time."""
+    def next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Summed cross-entropy of hidden states (B, L, D); the LM head runs on labelled positions only, in chunks."""
         labelled = (labels != IGNORE).flatten().nonzero().squeeze(1)
-        hidden, labels = hidden.flatten(0, 1)[labelled], labels.flatten()[labelled]
-        # At least one chunk, maybe empty: every rank must run the head.
-        return sum((F.cross_entropy(self.logits(h).float(), y, reduction="sum")
-                     for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True)),
-                    torch.zeros((), device=hidden.device))
+        # Also without any label: every rank must run the head.
+        return chunked_cross_entropy(hidden.flatten(0, 1)[labelled], self.language_model.get_output_embeddings().weight,
+                                     labels.flatten()[labelled])
 
     def packed_velocity(self, hidden: Tensor, time: Tensor, packed: Packed) -> Tensor:
         """Velocity tokens (B, F, 4*C) at the columns that `packed.flow` names."""

@@ -12,6 +12,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from showo2.flow import PATCH
 from showo2.model.attention import FULL
+from showo2.model.lean import make_lean
 from showo2.vae import CHANNELS
 
 
@@ -26,6 +27,7 @@ class SemanticLayers(nn.Module):
         self.patch_embed = nn.Conv2d(CHANNELS, config.hidden_size, PATCH, PATCH)
         self.position = nn.Embedding(grid * grid, config.hidden_size)
         self.layers = nn.ModuleList(SiglipEncoderLayer(config) for _ in range(config.num_hidden_layers))
+        make_lean(self.layers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (n, C, h, w), frames as images of their own, to features (n, h*w/4, D_s)."""

@@ -66,12 +66,6 @@ def test_order_in_a_row_changes_nothing(model):
                                rtol=1e-5, atol=1e-4)
 
 
-def test_chunks_of_the_lm_head_change_nothing(model):
-    hidden, labels = torch.randn(2, 8, 48), torch.randint(0, 300, (2, 8))
-    whole, few = model.next_token_loss(hidden, labels), model.next_token_loss(hidden, labels, chunk=3)
-    torch.testing.assert_close(whole, few)
-
-
 def test_the_future_is_not_seen(model):
     """Text after a document's last picture changes neither its velocity nor what precedes it."""
     one = interleaved(SPECIAL, [[1, 2], picture(0), [3, 4]])

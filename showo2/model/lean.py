@@ -1,0 +1,47 @@
+"""Exact savings of memory: what is cheap, elementwise work is done again in backward instead of kept for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Elements of an activation from which its memory is worth the bookkeeping.
+_WORTHWHILE = 2**19
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, of whose activations only the inputs are kept; for elementwise work.
+
+    The recomputation ends at the last activation that backward needs, so a linear layer at the end of `function` does
+    not run twice.
+    """
+    if not torch.is_grad_enabled() or inputs[0].numel() < _WORTHWHILE:
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def gated_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """down(act(gate(x)) * up(x)): of four wide activations, gate and up are kept."""
+    return recomputed(lambda gate, up: mlp.down_proj(mlp.act_fn(gate) * up), mlp.gate_proj(x), mlp.up_proj(x))
+
+
+def plain_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """fc2(act(fc1(x))): of two wide activations, one is kept."""
+    return recomputed(lambda h: mlp.fc2(mlp.activation_fn(h)), mlp.fc1(x))
+
+
+def make_lean(layers: nn.ModuleList) -> None:
+    """Give transformer blocks of Hugging Face models these savings, as far as they have the usual parts."""
+    for layer in layers:
+        for part in layer.children():
+            if type(part).__name__.endswith("RMSNorm"):
+                part.forward = partial(recomputed, part.forward)
+            elif hasattr(part, "gate_proj"):
+                part.forward = partial(gated_mlp, part)
+            elif hasattr(part, "fc2"):
+                part.forward = partial(plain_mlp, part)
