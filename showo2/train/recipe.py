@@ -33,6 +33,20 @@ class ModelParts:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """How a model lies on the workers and is computed. Only `precision` changes results, by its rounding."""
+
+    shard: int = 0
+    """workers that share one copy of the weights, each such set being a replica (HSDP); 0: all of them"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of what is computed; masters, gradient sums, optimizer and average are fp32"""
+    recompute: Literal["nothing", "cheap", "blocks"] = "nothing"
+    """in the backward pass: nothing, all but matrix products and attention, or whole blocks"""
+    compile: bool = False
+    """compile every transformer block"""
+
+
+@dataclass(frozen=True)
 class Group:
     """Parameters that share a learning rate: those whose name starts with one of `parts`."""
 
@@ -48,8 +62,8 @@ class Recipe:
     """name of the recipe that a run's folder remembers"""
     summary: str
     """a line for people"""
-    start: Literal["parts", "checkpoint"]
-    """build the model from the parts in `model`, or go on from --init"""
+    start: Literal["parts", "checkpoint", "transfer"]
+    """build the model from the parts in `model`, go on from --init, or build it and carry over what fits of --init"""
     model: ModelParts
     mixture: tuple[Entry, ...]
     """what a global batch is made of"""
@@ -81,6 +95,8 @@ class Recipe:
     """largest norm of the gradient"""
     ema: float = 0.9999
     """decay of the average of weights that is exported"""
+    parallel: Parallel = field(default_factory=Parallel)
+    """sharding, precision, recomputation, compilation"""
     accumulate: int = 1
     """micro-batches per rank and step; the update is the same for any number"""
     seed: int = 0

@@ -24,7 +24,7 @@ from showo2.train.checkpoint import Checkpoints, State
 from showo2.train.losses import Distillation, Objective, Unified
 from showo2.train.meters import Meters
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
-from showo2.train.parallel import Workers, blocks, set_gradient_sync, shard
+from showo2.train.parallel import Workers, blocks, parallelize, replicas, set_gradient_sync
 from showo2.train.recipe import Recipe
 
 Outcome = Literal["finished", "stopped"]
@@ -72,7 +72,8 @@ class Trainer:
         self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
                                      if recipe.distills else Unified(self.model, recipe.alpha))
         units = [block for block in blocks(self.model) if block in set(self.objective.root.modules())]
-        shard(self.objective.root, units, self.workers)
+        parallelize(self.objective.root, units, self.workers, recipe.parallel)
+        self.replicas = replicas(self.workers, recipe.parallel)
         # Sharding replaces parameters: take those of today.
         self.trained = {name: p for name, p in self.model.named_parameters() if name in trained}
         self.optimizer = build_optimizer(self.trained, recipe)
@@ -128,7 +129,8 @@ class Trainer:
             parts = self.objective.sums(micro.to(self.workers.device))
             (parts * weights.to(parts)).sum().backward()
             sums += parts.detach().double().cpu()
-        facts = self.workers.sum(torch.cat([sums, squared_norm(self.trained.values()).cpu()[None]]))
+        norm = squared_norm(self.trained.values()).cpu() / self.replicas
+        facts = self.workers.sum(torch.cat([sums, norm[None]]))
         means = facts[:-1] / counts.clamp(min=1)
         loss = float((torch.tensor(self.objective.weights).double() * means).sum())
         step = Step(loss, dict(zip(self.objective.terms, means.tolist(), strict=True)), math.sqrt(float(facts[-1])),

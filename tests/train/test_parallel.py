@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from showo2.data.loader import Loader
 from showo2.data.mixture import Entry
 from showo2.train.losses import Unified
 from showo2.train.optimizer import local
-from showo2.train.parallel import Workers, blocks, shard
-from showo2.train.recipe import Group
+from showo2.train.parallel import Workers, blocks, parallelize, replicas
+from showo2.train.recipe import Group, Parallel
 from showo2.train.trainer import Trainer
 from tests.train.small import ranks, small_recipe, story
 
@@ -109,22 +110,45 @@ def test_distillation_shards_the_semantic_layers_alone(tmp_path, data, parts):
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-def gradients(workers, recipe, data, out, smallest):
-    """Gradient of each rank's half of the batch, every block a sharded unit of its own where `smallest` is 0."""
+def gradients(workers, recipe, data, out, plan):
+    """Squared gradients of each parameter, every block a sharded unit of its own, and the step's loss."""
     trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}")
     model = trainer.model
     loader = Loader(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world)
-    shard(model, blocks(model), workers, smallest)
-    Unified(model, 0.3).sums(loader.prepare().micro[0]).sum().backward()
+    # Graphs are captured and differentiated as ever; making machine code of them would take a minute.
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    parallelize(model, blocks(model), workers, plan, smallest=0)
+    sums = Unified(model, 0.3).sums(loader.prepare().micro[0])
+    sums.sum().backward()
     norms = torch.stack([local(p.grad).double().square().sum() for p in model.parameters()])
-    norms = workers.sum(norms)
+    found = workers.sum(torch.cat([sums.detach().double(), norms / replicas(workers, plan)]))
     if workers.first:
-        torch.save(norms, out / f"{workers.world}.pt")
+        torch.save(found, out / "found.pt")
 
 
-def test_every_block_a_unit_gives_the_same_gradients(tmp_path, data, parts):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data, parts):
+    out = tmp_path_factory.mktemp("plain")
+    assert ranks(1, gradients, small_recipe(parts), data, out, Parallel()) == [0]
+    return torch.load(out / "found.pt")
+
+
+@pytest.mark.parametrize(("world", "plan"), [
+    (2, Parallel()),
+    (2, Parallel(shard=1, recompute="cheap")),
+    (4, Parallel(shard=2, recompute="blocks")),
+    (1, Parallel(compile=True)),
+    (1, Parallel(precision="bf16", recompute="cheap")),
+])  # fmt: skip
+def test_every_plan_gives_the_same_gradients(world, plan, plain, tmp_path, data, parts):
     recipe = small_recipe(parts)
-    gradients(Workers(), recipe, data, tmp_path, 0)
-    assert ranks(2, gradients, recipe, data, tmp_path, 0) == [0, 0]
-    one, two = (torch.load(tmp_path / f"{n}.pt") for n in (1, 2))
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-9)
+    assert ranks(world, gradients, recipe, data, tmp_path, plan) == [0] * world
+    rounding = {"rtol": 0.1, "atol": 1e-3} if plan.precision == "bf16" else {"rtol": 1e-4, "atol": 1e-9}
+    found = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(found, plain, **rounding)
+    assert (plan.precision == "bf16") == bool((found - plain).abs().max() > 1e-3 * plain.abs().max())
+
+
+def test_workers_that_are_no_whole_replicas_are_an_error():
+    with pytest.raises(ValueError, match="6 workers do not divide into replicas of parallel.shard=4"):
+        replicas(Workers(world=6), Parallel(shard=4))
