@@ -66,9 +66,9 @@ class Showo2(nn.Module):
         """Load from a folder, a Hub id or a `tiny:` name; see `checkpoint.from_pretrained`."""
         return checkpoint.from_pretrained(spec, **options)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` reads."""
-        checkpoint.save_pretrained(self, folder)
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder that `from_pretrained` reads; see `checkpoint.save_pretrained`."""
+        checkpoint.save_pretrained(self, folder, **options)
 
     def forward(self, packed: Packed) -> Losses:
         """Both losses of a packed batch (equation 4), as sums; zero where a modality is absent."""

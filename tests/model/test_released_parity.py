@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from showo2 import compat, flow
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, Velocity, sample
-from showo2.model import Showo2, Showo2Config, checkpoint
+from showo2.model import Showo2, Showo2Config, released
 from showo2.model.attention import dense_mask
 from showo2.model.flow_head import rope, rope_frequencies, time_sinusoid
 from showo2.model.model import flow_loss
@@ -121,7 +121,7 @@ def test_losses_and_gradients(name: str):
     assert ntp.item() == pytest.approx(expected["loss_ntp"], abs=LOSS)
     assert flows.item() == pytest.approx(expected["loss_flow"], abs=LOSS)
     (0.2 * ntp + flows).backward()
-    ours = {checkpoint.to_released_name(n): p.grad for n, p in model.named_parameters()}
+    ours = {released.to_name(n): p.grad for n, p in model.named_parameters()}
     for key in (k for k in g if k.startswith("grad.")):
         theirs = g[key]
         error = (ours[key.removeprefix("grad.")] - theirs).norm() / theirs.norm()
@@ -149,7 +149,8 @@ def test_padding_images_leave_bos_alone_unless_asked(name: str):
 @pytest.mark.parametrize("name", scenarios("h_semantic_distill"))
 def test_distillation(name: str):
     _, g = read(name)
-    state = {checkpoint_name(k): v for k, v in g.items() if k.startswith("sd.")}
+    state = {released.from_name(k.removeprefix("sd.")).removeprefix("semantic."): v
+             for k, v in g.items() if k.startswith("sd.")}
     width, layers = g["features"].shape[-1], 1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers."))
     config = json.loads((GOLDEN / "model_neq" / "config.json").read_text())["config"]["siglip_vision_config"]
     config |= {"hidden_size": width, "num_hidden_layers": layers + 1}
@@ -162,18 +163,9 @@ def test_distillation(name: str):
     loss = total / features.shape[:2].numel()
     assert loss.item() == pytest.approx(g["loss"].item(), abs=LOSS)
     loss.backward()
-    ours = {f"grad.{checkpoint.to_released_name('semantic.' + n)}": p.grad for n, p in semantic.named_parameters()}
+    ours = {f"grad.{released.to_name('semantic.' + n)}": p.grad for n, p in semantic.named_parameters()}
     for key in (k for k in g if k.startswith("grad.")):
         assert (ours[key] - g[key]).norm() / g[key].norm() < GRADIENT
-
-
-def checkpoint_name(key: str) -> str:
-    """Our name inside the semantic layers of a released `sd.` key."""
-    key = key.removeprefix("sd.")
-    for ours, theirs in checkpoint.RELEASED_NAMES.items():
-        if key.startswith(theirs):
-            return (ours + key[len(theirs):]).removeprefix("semantic.")
-    raise KeyError(key)
 
 
 @pytest.mark.parametrize("name", scenarios("i_pos_interp"))
@@ -252,7 +244,7 @@ def test_real_sizes(size: str):
     llm = {"model_type": "qwen2", **counts["llm_config"], "vocab_size": counts["vocab"]}
     with torch.device("meta"):
         model = Showo2(Showo2Config(llm, siglip))
-    shapes = {checkpoint.to_released_name(n): list(v.shape) for n, v in model.state_dict().items()}
+    shapes = {released.to_name(n): list(v.shape) for n, v in model.state_dict().items()}
     assert len(shapes) == counts["num_keys"]
     assert shapes == {k: shape for k, (shape, _) in manifest.items()}
     assert sum(p.numel() for p in model.parameters()) == counts["components"]["TOTAL(unique)"]
