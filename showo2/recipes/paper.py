@@ -6,6 +6,7 @@ differ, or neither gives a number, a comment says whose number is used. Global b
 """
 
 from dataclasses import replace
+from typing import Any
 
 from showo2.data.mixture import Entry
 from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Parallel, Recipe
@@ -15,9 +16,21 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 PARTS_1B = ModelParts(llm="Qwen/Qwen2.5-1.5B-Instruct", siglip=SIGLIP, vae=WAN)
 PARTS_7B = ModelParts(llm="Qwen/Qwen2.5-7B-Instruct", siglip=SIGLIP, vae=WAN)
 
+# Sizes of the parts by name, with 151,669 tokens: what is only planned needs no download.
+SIZES: dict[str, dict[str, Any]] = {
+    PARTS_1B.llm: {"model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+                   "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151_669,
+                   "tie_word_embeddings": True},
+    PARTS_7B.llm: {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+                   "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 151_669,
+                   "tie_word_embeddings": False},
+    SIGLIP: {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304,
+             "image_size": 384, "patch_size": 14},
+}
+
 # A replica a node of 8 GPUs: weights are gathered over NVLink, and only sums of gradients cross the network.
 NODE = Parallel(shard=8, precision="bf16", compile=True)
-# 9 B parameters with fp32 masters, average and moments are 143 GB: four nodes hold one copy.
+# 8.9 B parameters with fp32 masters, gradients, average and moments are 179 GB: four nodes hold one copy.
 FOUR_NODES = Parallel(shard=32, precision="bf16", recompute="cheap", compile=True)
 
 _PROJECTIONS = ("projector.", "fusion.", "time_project.", "flow_head.project.")
@@ -35,7 +48,7 @@ def _instructions(generate: int, converse: int) -> tuple[Entry, ...]:
             Entry("converse", "converse", "conversation", samples=converse))
 
 
-def _tuned(recipe: Recipe, **changes: object) -> Recipe:
+def _tuned(recipe: Recipe, **changes: Any) -> Recipe:
     """A stage with 3 % of warm-up and a cosine (released configurations of stage 2)."""
     recipe = replace(recipe, schedule="cosine", **changes)
     return replace(recipe, warmup=recipe.steps * 3 // 100)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -58,6 +59,8 @@ class _RealIntegers(TorchDispatchMode):
     """Operations on real tensors alone stay real, and so do new integers; all else has no values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # It comes back with what a rank holds of each.
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if any(type(x) not in (Tensor, nn.Parameter) for x in tensors):
@@ -78,6 +81,8 @@ class _Live(TorchDispatchMode):
         self._sizes: dict[weakref.ref[torch.UntypedStorage], int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, FakeTensor):
@@ -134,7 +139,6 @@ def dry_run(recipe: Recipe, config: Showo2Config, gpus: int) -> Footprint:
         clip(trained.values(), 2.0, 1.0)
         set_rate(optimizer, 1.0)
         optimizer.step()
-        average.update()
         return Footprint(
             parameters=sum(map(_bytes, model.parameters())), gradients=gradients,
             optimizer=sum(_bytes(x) for state in optimizer.state.values() for x in state.values()),

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from showo2.data.sources import Source
 from showo2.model import Showo2, Showo2Config, checkpoint
+from showo2.model.transfer import SCALE_UP, transfer
 from showo2.shards import Manifest
 from showo2.text import Tokenizer
 from showo2.train.parallel import Workers
@@ -33,7 +34,7 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
     if recipe.start == "parts" and init is not None:
         raise ValueError(f"recipe {recipe.name} starts from its parts ({recipe.model.llm}, {recipe.model.siglip}): "
                          "leave out --init, or name other parts with --model.llm and --model.siglip")
-    if recipe.start == "checkpoint":
+    if recipe.start != "parts":
         if init is None:
             raise ValueError(f"recipe {recipe.name} goes on from an earlier stage: give its run with --init RUN")
         _exported(init)
@@ -46,14 +47,20 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
     return manifests
 
 
-def build_model(recipe: Recipe, init: str | None) -> tuple[Showo2, Tokenizer]:
-    """The model and tokenizer that a stage starts from, the same on every rank.
+def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[Showo2, Tokenizer]:
+    """The model and tokenizer that a stage starts from, the same on every rank; the `first` one tells of a transfer.
 
     init: a finished run's folder, a folder that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
     """
     if recipe.start == "parts":
         return _from_parts(recipe)
     folder = _exported(str(init))
+    if recipe.start == "transfer":
+        model, tokenizer = _from_parts(recipe)
+        report = transfer(model, folder, SCALE_UP).check()
+        if first:
+            print(report)
+        return model, tokenizer
     model = Showo2.from_pretrained(folder)
     model.config = replace(model.config, size=recipe.model.size, conversation=recipe.model.conversation)
     return model, Tokenizer.from_pretrained(folder)

@@ -66,11 +66,12 @@ class Trainer:
         self.manifests = start.check(recipe, data, self.out, init)
         self.workers.barrier()
         _write_config(self.out, recipe, data, init, self.workers)
-        self.model, self.tokenizer = start.build_model(recipe, init)
+        self.model, self.tokenizer = start.build_model(recipe, init, self.workers.first)
         trained = freeze(self.model, recipe)
-        self.model.to(self.workers.device)
         self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
                                      if recipe.distills else Unified(self.model, recipe.alpha))
+        # What a stage does not compute with (all but S, in distillation) stays where it is.
+        self.objective.root.to(self.workers.device)
         units = [block for block in blocks(self.model) if block in set(self.objective.root.modules())]
         parallelize(self.objective.root, units, self.workers, recipe.parallel)
         self.replicas = replicas(self.workers, recipe.parallel)
