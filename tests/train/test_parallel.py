@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from showo2.data.loader import Loader
+from showo2.data.loader import Batches
 from showo2.data.mixture import Entry
 from showo2.train.losses import Unified
 from showo2.train.optimizer import local
@@ -113,9 +113,9 @@ def gradients(workers, recipe, data, out, smallest):
     """Gradient of each rank's half of the batch, every block a sharded unit of its own where `smallest` is 0."""
     trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}")
     model = trainer.model
-    loader = Loader(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world)
+    batches = Batches(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world, 0, None)
     shard(model, blocks(model), workers, smallest)
-    Unified(model, 0.3).sums(loader.prepare().micro[0]).sum().backward()
+    Unified(model, 0.3).sums(batches[0].micro[0]).sum().backward()
     norms = torch.stack([local(p.grad).double().square().sum() for p in model.parameters()])
     norms = workers.sum(norms)
     if workers.first:
