@@ -78,6 +78,23 @@ STAGE1B = replace(
     summary="as 1a, on the 16M pairs of the high-quality selection",
     warmup=0, steps=40_000)
 
+# 17 frames of 432x432 (section 4.1: 2 s, every 3rd frame).
+CLIP = (5, 54, 54)
+
+STAGE1_VIDEO = replace(
+    # Context from the released configuration. The paper adds video "progressively"; shares and steps are ours.
+    STAGE1B, name="1.5b-stage1-video",
+    summary="as 1b, with clips of 17 frames beside pictures",
+    context=7006, parallel=replace(NODE, recompute="cheap"),
+    mixture=(*_pairs(384, 128), Entry("generate-clips", "generate", "pair", samples=64, bucket=CLIP),
+             Entry("caption-clips", "caption", "pair", samples=64, bucket=CLIP)),
+    steps=20_000)
+
+STAGE1_INTERLEAVED = replace(
+    STAGE1_VIDEO, name="1.5b-stage1-interleaved",
+    summary="as 1-video, with OmniCorpus and VIST beside",
+    mixture=(*STAGE1_VIDEO.mixture, Entry("documents", "tell", "interleaved", samples=64)))
+
 STAGE2A = _tuned(
     # 558K LLaVA captions at 4 a GPU: one epoch is 2,180 steps. The image alone is the question.
     STAGE1B, name="1.5b-stage2a",
@@ -111,6 +128,17 @@ HIGH_1024 = replace(
     model=replace(PARTS_1B, size=1024), context=4352, parallel=replace(NODE, recompute="cheap"),
     mixture=_instructions(64, 64))
 
+STORY_WARMUP = replace(
+    # Section 4.4: VIST, up to 4 pictures, 2 a GPU; 40K steps of the new parts, then 50K of everything at a lower rate
+    # (ours: that of stage 2).
+    STAGE2C, name="1.5b-story-warmup",
+    summary="storytelling: the new parts learn on VIST's picture stories",
+    context=4352, alpha=0.2, parallel=replace(NODE, recompute="cheap"),
+    mixture=(Entry("stories", "tell", "interleaved", samples=128),),
+    groups=STAGE1A.groups, schedule="constant", warmup=0, steps=40_000)
+
+STORY = replace(STORY_WARMUP, name="1.5b-story", summary="storytelling: everything trains", groups=_ALL, steps=50_000)
+
 ALIGN_7B = Recipe(
     # Section 4.1: flow head, time embedding and S of the small model are carried over; 3K steps, 2K of warm-up.
     name="7b-align",
@@ -136,5 +164,5 @@ def _at_7b(recipe: Recipe) -> Recipe:
 
 STAGE2A_7B, STAGE2B_7B, STAGE2C_7B = map(_at_7b, (STAGE2A, STAGE2B, STAGE2C))
 
-PAPER = (DISTILL, STAGE1A, STAGE1B, STAGE2A, STAGE2B, STAGE2C, HIGH_512, HIGH_1024,
-         ALIGN_7B, STAGE1A_7B, STAGE1B_7B, STAGE2A_7B, STAGE2B_7B, STAGE2C_7B)
+PAPER = (DISTILL, STAGE1A, STAGE1B, STAGE1_VIDEO, STAGE1_INTERLEAVED, STAGE2A, STAGE2B, STAGE2C, HIGH_512, HIGH_1024,
+         STORY_WARMUP, STORY, ALIGN_7B, STAGE1A_7B, STAGE1B_7B, STAGE2A_7B, STAGE2B_7B, STAGE2C_7B)

@@ -21,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from showo2.data.mixture import Entry
 from showo2.data.packing import fill_rows
 from showo2.model import Showo2, Showo2Config
 from showo2.sequence import Document, Media, Text, length, pack
@@ -153,12 +154,19 @@ def _bytes(tensor: Tensor) -> int:
 
 def _rows(recipe: Recipe, gpus: int) -> list[list[Document]]:
     """The documents of the most loaded rank's micro-batch, packed."""
-    nothing = torch.zeros(CHANNELS, *recipe.bucket)
-    text = list(range(TEXT_TOKENS))
     documents: list[Document] = []
     for entry in recipe.mixture:
-        drawn = entry.task == "generate"
-        media = Media(nothing, 0.5, nothing, target=True) if drawn else Media(nothing)
-        document = [Text(text), media, Text([0, 0])] if drawn else [Text([0, 0]), media, Text(text, True)]
-        documents += [document] * -(-entry.samples // (gpus * recipe.accumulate))
+        documents += [_document(recipe, entry)] * -(-entry.samples // (gpus * recipe.accumulate))
     return [[documents[i] for i in row] for row in fill_rows([length(d) for d in documents], recipe.context)]
+
+
+def _document(recipe: Recipe, entry: Entry) -> Document:
+    """A sample of `entry` with `TEXT_TOKENS` of text, and as many pictures as fit where it is interleaved."""
+    nothing, text = torch.zeros(CHANNELS, *(entry.bucket or recipe.bucket)), list(range(TEXT_TOKENS))
+    drawn = Media(nothing, 0.5, nothing, target=True)
+    if entry.task == "tell":
+        segments = (recipe.context - 2) // (drawn.tokens + TEXT_TOKENS)
+        return [part for _ in range(segments) for part in (Text(text, True), drawn)]
+    if entry.task == "generate":
+        return [Text(text), drawn, Text([0, 0])]
+    return [Text([0, 0]), Media(nothing), Text(text, True)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from showo2.data.mixture import Entry
+from showo2.data.order import WINDOW
 from showo2.flow import Order
 from showo2.model import FlowHeadConfig
 
@@ -101,6 +102,12 @@ class Recipe:
     """micro-batches per rank and step; the update is the same for any number"""
     seed: int = 0
     """of the order, the noise and the new layers"""
+    window: int = WINDOW
+    """shards that an epoch mixes at a time; two windows of remote shards should fit the cache"""
+    readers: int = 0
+    """processes of each rank that prepare batches; 0: a thread. The batches are the same"""
+    blocklist: str = ""
+    """file of uids, one a line, that are left out of the batches"""
     max_skipped: int = 20
     """steps with a non-finite loss or gradient that a run survives"""
     max_damaged: int = 1000
@@ -121,7 +128,7 @@ class Recipe:
         unknown = [p for g in self.groups for p in g.parts if not p.startswith(PARTS)]
         if unknown:
             raise ValueError(f"recipe {self.name}: no parameters are named {unknown}; parts are {', '.join(PARTS)}")
-        for name in ("steps", "context", "accumulate", "checkpoint_every", "keep", "log_every", "batch"):
+        for name in ("steps", "context", "accumulate", "checkpoint_every", "keep", "log_every", "batch", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe {self.name}: {name} is {getattr(self, name)}; need 1 or more")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from showo2.data.loader import Batch, Loader, Stream
+from showo2.data.loader import Batch, Loader, Stream, read_blocklist
 from showo2.data.order import make_key
 from showo2.train import start
 from showo2.train.checkpoint import Checkpoints, State
@@ -88,7 +88,7 @@ class Trainer:
         """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""
         meters = Meters(self.out, self.done, self.recipe.log_every, self.recipe.steps) if self.workers.first else None
         loader = Loader(self._stream(), self.manifests, self.tokenizer, self.workers.rank, self.workers.world,
-                        self.done, self.data_state)
+                        self.done, self.data_state, self.recipe.readers)
         try:
             outcome = self._loop(loader, meters)
             self.checkpoints.wait()
@@ -205,7 +205,8 @@ class Trainer:
     def _stream(self) -> Stream:
         r, config = self.recipe, self.model.config
         return Stream(r.mixture, r.bucket, r.context, config.conversation, r.seed, config.llm["hidden_size"],
-                      r.caption_dropout, r.noised, r.steps - r.noised_steps, config.siglip["image_size"], r.accumulate)
+                      r.caption_dropout, r.noised, r.steps - r.noised_steps, config.siglip["image_size"], r.accumulate,
+                      r.window, read_blocklist(r.blocklist))
 
 
 def _write_config(out: Path, recipe: Recipe, data: tuple[str, ...], init: str | None, workers: Workers) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from showo2.data.loader import Loader
+from showo2.data.loader import Batches
 from showo2.data.mixture import Entry
 from showo2.train.losses import Unified
 from showo2.train.optimizer import local
@@ -114,11 +114,11 @@ def gradients(workers, recipe, data, out, plan):
     """Squared gradients of each parameter, every block a sharded unit of its own, and the step's loss."""
     trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}")
     model = trainer.model
-    loader = Loader(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world)
+    batches = Batches(trainer._stream(), trainer.manifests, trainer.tokenizer, workers.rank, workers.world, 0, None)
     # Graphs are captured and differentiated as ever; making machine code of them would take a minute.
     torch.compile = partial(torch.compile, backend="aot_eager")
     parallelize(model, blocks(model), workers, plan, smallest=0)
-    sums = Unified(model, 0.3).sums(loader.prepare().micro[0])
+    sums = Unified(model, 0.3).sums(batches[0].micro[0])
     sums.sum().backward()
     norms = torch.stack([local(p.grad).double().square().sum() for p in model.parameters()])
     found = workers.sum(torch.cat([sums.detach().double(), norms / replicas(workers, plan)]))
