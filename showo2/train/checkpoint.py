@@ -81,21 +81,16 @@ class Checkpoints:
             self._error = error
 
     def _drop_old(self) -> None:
-        for folder in self.committed()[self.keep:]:
+        for folder in committed(self.folder)[self.keep:]:
             (folder / MARKER).unlink()
             shutil.rmtree(folder)
-
-    def committed(self) -> list[Path]:
-        """Folders with a commit marker, newest first."""
-        folders = [f for f in self.folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name)]
-        return sorted((f for f in folders if (f / MARKER).is_file()), key=lambda f: int(f.name[5:]), reverse=True)
 
     def load_newest(self, state: State) -> dict[str, Any] | None:
         """Fill `state` in place from the newest intact checkpoint; its facts, or None where there is none.
 
         Warns of each damaged checkpoint that is passed over; raises ValueError where tensors do not fit.
         """
-        for folder in self.workers.gather(self.committed())[0]:
+        for folder in self.workers.gather(committed(self.folder))[0]:
             damage = [d for part in self.workers.gather(self._damage(folder)) for d in part]
             if damage:
                 if self.workers.first:
@@ -120,6 +115,12 @@ class Checkpoints:
             elif _digest(folder / name) != files[name]:
                 wrong.append(f"{name} is not what was written")
         return wrong
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints under `folder` that have a commit marker, newest first."""
+    folders = [f for f in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name)]
+    return sorted((f for f in folders if (f / MARKER).is_file()), key=lambda f: int(f.name[5:]), reverse=True)
 
 
 class _Reader(FileSystemReader):

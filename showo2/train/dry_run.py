@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,6 +80,7 @@ class _Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
+        self.counting = True
         self._sizes: dict[weakref.ref[torch.UntypedStorage], int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,7 +88,7 @@ class _Live(TorchDispatchMode):
             return NotImplemented
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, FakeTensor):
+            if isinstance(x, FakeTensor) and self.counting:
                 storage = weakref.ref(x.untyped_storage(), self._forget)
                 if storage not in self._sizes:
                     self._sizes[storage] = x.untyped_storage().nbytes()
@@ -107,6 +109,31 @@ class _Live(TorchDispatchMode):
         self.bytes -= self._sizes.pop(storage)
 
 
+class _NotCounting(AbstractContextManager[None]):
+    """DTensor learns the shape of a result from a run on whole tensors, which no rank ever holds."""
+
+    def __init__(self, live: _Live):
+        self._live = live
+
+    def __enter__(self) -> None:
+        self._live.counting = False
+
+    def __exit__(self, *_: Any) -> None:
+        self._live.counting = True
+
+
+@contextmanager
+def _counted() -> Iterator[_Live]:
+    """Everything in the body runs on valueless tensors, and is counted."""
+    before, live = ShardingPropagator._fake_mode_lock, _Live()
+    ShardingPropagator._fake_mode_lock = _NotCounting(live)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), live, _RealIntegers():
+            yield live
+    finally:
+        ShardingPropagator._fake_mode_lock = before
+
+
 @contextmanager
 def pretended_group(world: int) -> Iterator[Workers]:
     """Rank 0 of `world` workers that do not exist."""
@@ -124,7 +151,7 @@ def dry_run(recipe: Recipe, config: Showo2Config, gpus: int) -> Footprint:
     """
     recipe = replace(recipe, parallel=replace(recipe.parallel, compile=False))
     micro = pack(_rows(recipe, gpus), recipe.context, _SPECIAL)
-    with pretended_group(gpus) as workers, FakeTensorMode(allow_non_fake_inputs=True), _Live() as live, _RealIntegers():
+    with pretended_group(gpus) as workers, _counted() as live:
         model = Showo2(config)
         objective = Unified(model, recipe.alpha)
         trained = freeze(model, recipe)

@@ -112,6 +112,10 @@ class Recipe:
     """steps with a non-finite loss or gradient that a run survives"""
     max_damaged: int = 1000
     """unreadable rows that a run survives"""
+    spike: float = 2.0
+    """times the mean of the last 100 losses; four losses above that are told as a spike. 0: they are not"""
+    hang_s: float = 1800.0
+    """seconds without a finished step after which every rank writes its stacks and ends"""
     checkpoint_every: int = 1000
     """steps between checkpoints"""
     keep: int = 3

@@ -133,10 +133,10 @@ def test_losses_and_gradients(name: str):
 def test_flow_loss_is_the_released_one_without_the_whole_forward():
     _, g = read(scenarios("a_t2i_train_*")[0])
     packed = pack_golden(g)
-    total = flow_loss(g["act.flow_out_fullseq"], packed.visuals, "released")
+    total = flow_loss(g["act.flow_out_fullseq"], packed.visuals, "released").sum()
     assert (total / packed.targets[1]).item() == pytest.approx(g["loss_flow"].item(), abs=LOSS)
     nothing = [replace(packed.visuals[0], target=torch.zeros_like(packed.visuals[0].target))]
-    assert flow_loss(g["act.flow_out_fullseq"], nothing, "released") == 0
+    assert flow_loss(g["act.flow_out_fullseq"], nothing, "released").sum() == 0
 
 
 @pytest.mark.parametrize("name", scenarios("d_interleaved_padded_*"))

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,8 +105,8 @@ def _jpeg(colour: str) -> bytes:
 
 def story(run: Path) -> list[dict[str, float]]:
     """What a run's metrics say of each step, without what the clock said."""
-    timed = ("data_wait_s", "samples_per_s", "tokens_per_s", "step_s")
-    lines = [{k: v for k, v in line.items() if k not in timed} for line in read(run / METRICS)]
+    timed = re.compile(r".*(_s|_per_s|_slowest|_median)|slowest_rank|goodput")
+    lines = [{k: v for k, v in line.items() if not timed.fullmatch(k)} for line in read(run / METRICS)]
     return [line for line in lines if "loss" in line]
 
 

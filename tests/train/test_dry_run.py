@@ -34,6 +34,7 @@ def test_everything_is_counted(kept):
     assert kept.gradients == kept.parameters == kept.average
     assert 2 * kept.parameters <= kept.optimizer < 2 * kept.parameters + 4000
     assert kept.peak >= kept.parameters + kept.average + kept.optimizer - 4000 + kept.activations
+    assert kept.peak < 1.5 * (kept.optimizer + kept.activations)
     assert (kept.rows, kept.context) == (4, 1024)
     assert not dist.is_initialized()
 
