@@ -1,6 +1,7 @@
 """Train one stage of the recipe.
 
 python -m jobs.train RECIPE --data DATA --out RUN [--init RUN] [--option value]; --list names the recipes.
+python -m jobs.train --through FIRST..LAST --data DATA --out RUNS trains all of them in turn, each in RUNS/RECIPE.
 
 Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves and exits with 130 or 143. A finished run
 leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
@@ -14,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,6 +74,21 @@ def train(config: Train) -> str:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
         return _run_here(config, join(config.device), first=True)
     return _run_on_ray(config)
+
+
+def train_through(config: Train, stages: Sequence[Recipe]) -> str:
+    """Train each stage as `train` does, in a folder of its own under `config.out`, from the run before it.
+
+    Stages that are finished are passed over.
+    """
+    init = config.init
+    for number, recipe in enumerate(stages, 1):
+        out = config.out / recipe.name
+        print(f"{number}/{len(stages)} {recipe.name}: {recipe.summary}")
+        if train(replace(config, recipe=recipe, out=out, init=init)) != "finished":
+            return "stopped"
+        init = str(out)
+    return "finished"
 
 
 def _run_here(config: Train, workers: Workers, first: bool) -> str:
@@ -216,14 +232,27 @@ def main(arguments: list[str] | None = None) -> None:
         print(__doc__)
         return Console().print(_table())
     with told_plainly():
-        recipe = recipes.get(arguments[0])
-        config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {recipe.name}",
-                          default=Train(recipe, tyro.MISSING, tyro.MISSING), description=recipe.summary)
+        if arguments[0] == "--through":
+            stages, arguments = _stages(arguments[1:2]), arguments[1:]
+        else:
+            stages = [recipes.get(arguments[0])]
+        first = stages[0]
+        config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {first.name}",
+                          default=Train(first, tyro.MISSING, tyro.MISSING), description=first.summary)
+        if len(stages) > 1 and config.recipe != first:
+            raise ValueError("options of a recipe do not go with --through: each stage has its own")
         try:
-            outcome = train(config)
+            outcome = train(config) if len(stages) == 1 else train_through(config, stages)
         except (ShardError, Diverged) as error:
             raise ValueError(str(error)) from error
-    print(f"{recipe.name} {outcome}: {config.out}")
+    print(f"{', '.join(stage.name for stage in stages)} {outcome}: {config.out}")
+
+
+def _stages(through: list[str]) -> list[Recipe]:
+    first, dots, last = "".join(through).partition("..")
+    if not dots:
+        raise ValueError("--through needs two recipes, as in --through tiny-distill..tiny-stage2")
+    return recipes.chain(first, last)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from jobs import train
 from showo2 import recipes
+from showo2.data.mixture import Entry
+from showo2.model import Showo2
 from showo2.train.meters import METRICS, read
-from showo2.train.recipe import Recipe
+from showo2.train.recipe import Group, Recipe
 from showo2.train.trainer import Trainer
 from tests.train.small import small_dataset, small_parts, small_recipe, story
 
@@ -74,6 +78,36 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data, recipe):
     train.main([*options(recipe, data, tmp_path), "--steps", str(done + 2)])
     assert [line["step"] for line in story(tmp_path)] == list(range(1, done + 3))
     assert (tmp_path / "export" / "config.json").is_file()
+
+
+def test_a_chain_hands_over_and_scales_up(tmp_path, data, recipe, capsys):
+    """The tiny ladder in small: distillation, a stage, and a wider language model that takes over its flow head."""
+    wide = replace(recipe.model, llm=small_parts(tmp_path / "wide", width=48).llm)
+    quick = replace(recipe, steps=2)
+    stages = [
+        replace(quick, name="distill", mixture=(Entry("p", "distill", "pair", 4),), groups=(Group(("semantic.",), 1e-3),)),
+        replace(quick, name="stage", start="checkpoint"),
+        replace(quick, name="align", start="transfer", model=wide, groups=(Group(("fusion.", "flow_head.project."), 1e-3),)),
+    ]
+    config = train.Train(stages[0], (data,), tmp_path / "runs", workers=0)
+    assert train.train_through(config, stages) == "finished"
+    told = capsys.readouterr().out
+    assert "3/3 align" in told and "flow_head.project    new" in told and "language_model       dropped" in told
+    small, large = (Showo2.from_pretrained(tmp_path / "runs" / name / "export") for name in ("stage", "align"))
+    assert large.config.llm["hidden_size"] == 48
+    kept = ("semantic.", "time_embed.", "flow_head.blocks.", "flow_head.final.")
+    theirs = large.state_dict()
+    assert all(torch.equal(t, theirs[name]) for name, t in small.state_dict().items() if name.startswith(kept))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/export/model.safetensors")}
+    assert train.train_through(config, stages) == "finished" and len(before) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_through_is_told_what_it_lacks(capsys, data, tmp_path):
+    run = ("--data", data, "--out", str(tmp_path / "runs"))
+    assert "--through needs two recipes" in refused(capsys, "--through", "tiny-stage1", *run)
+    assert "options of a recipe do not go with --through" in refused(
+        capsys, "--through", "tiny-distill..tiny-stage1", *run, "--steps", "3")
 
 
 def kill_a_worker(out: Path, at: int, killed: list[int]) -> None:

@@ -72,11 +72,11 @@ def small_dataset(folder: Path, shard_rows: int = 24) -> str:
     return str(folder)
 
 
-def small_parts(folder: Path) -> ModelParts:
+def small_parts(folder: Path, width: int = 32) -> ModelParts:
     """A random language model with its tokenizer and a random SigLIP under `folder`."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
-    llm = Qwen2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    llm = Qwen2Config(hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                       intermediate_size=64, vocab_size=tokenizer.vocab_size, tie_word_embeddings=True)
     Qwen2ForCausalLM(llm).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")

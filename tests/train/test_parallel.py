@@ -18,10 +18,16 @@ from showo2.train.trainer import Trainer
 from tests.train.small import ranks, small_recipe, story
 
 
-def train(workers, recipe, data, out, kill_at=None, stop_at=None):
-    """Run, noting each step's samples; rank 1 is killed in the middle of step `kill_at`."""
-    asked = iter(range(1000))
-    trainer = Trainer(recipe, data, out, workers=workers, stop=lambda: next(asked) == stop_at)
+def train(workers, recipe, data, out, kill_at=None, stop_at=None, kill_in_save=None):
+    """Run, noting each step's samples; the last rank is killed in step `kill_at`, or as a save begins, or asked to stop."""
+    asked, last = iter(range(1000)), workers.rank == workers.world - 1
+
+    def saving(facts):
+        if last and facts["step"] == kill_in_save:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = Trainer(recipe, data, out, workers=workers, stop=lambda: last and next(asked) == stop_at,
+                      on_checkpoint=saving)
     real = trainer._count
 
     def count(batch):
@@ -70,9 +76,12 @@ def test_two_workers_do_what_one_does(alone, both):
         assert len(samples(both, step)) == 8
 
 
-def test_killed_worker_and_run_again_is_bit_equal(both, tmp_path, data, parts):
+@pytest.mark.parametrize("harm", [{"kill_at": 5}, {"kill_in_save": 4}, {"stop_at": 2}], ids=str)
+def test_one_of_two_workers_killed_or_stopped_and_run_again_is_bit_equal(harm, both, tmp_path, data, parts):
     recipe = small_recipe(parts)
-    assert -signal.SIGKILL in ranks(2, train, recipe, data, tmp_path, 5)
+    ended = ranks(2, partial(train, **harm), recipe, data, tmp_path)
+    assert ended == [0, 0] if "stop_at" in harm else -signal.SIGKILL in ended
+    assert not (tmp_path / "export").exists()
     assert ranks(2, train, recipe, data, tmp_path) == [0, 0]
     assert story(tmp_path) == story(both)
     assert weights(tmp_path) == weights(both)
