@@ -15,10 +15,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,8 @@ class Train:
     """the run, or the exported model, that this stage goes on from"""
     workers: int = 2
     """Ray Train workers; 0 trains in this process, without Ray"""
+    min_workers: int = 0
+    """go on with as few as these where nodes are lost, and grow again when they come back; 0: always all"""
     cpus: int = 1
     """cores of a worker"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,9 +121,10 @@ def _run_on_ray(config: Train) -> str:
     note = config.out / STOP
     for name in (STOP, OUTCOME):
         (config.out / name).unlink(missing_ok=True)
+    number = (config.min_workers, config.workers) if config.min_workers else config.workers
     trainer = (Quiet if is_private() else TorchTrainer)(
         _ray_worker, train_loop_config={"config": config},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda",
+        scaling_config=ScalingConfig(num_workers=number, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
         run_config=RunConfig(name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=3)))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
@@ -142,7 +146,7 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     note = config.out / STOP
     outcome, error = "failed", ""
     try:
-        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report)
+        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report, _notices())
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:
         if workers.world > 1 and isinstance(caught, ShardError):
@@ -152,9 +156,31 @@ def _ray_worker(loop: dict[str, Train]) -> None:
         (config.out / OUTCOME).write_text(json.dumps({"outcome": outcome, "error": error}))
 
 
-def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None) -> Trainer:
+def _notices(every: int = 20) -> Callable[[], bool]:
+    """Whether Ray has just announced that a worker's node will be taken away: once for each notice.
+
+    Ray's answer is a barrier of all workers, so it is asked in every 20th step of all of them.
+    """
+    import ray.train
+
+    calls, told = count(), set[int]()
+
+    def ask() -> bool:
+        if next(calls) % every:
+            return False
+        notice = ray.train.get_preemption_info()
+        if notice is None or notice.deadline_ms in told:
+            return False
+        told.add(notice.deadline_ms)
+        return True
+
+    return ask
+
+
+def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None,
+             save_now: Callable[[], bool] = lambda: False) -> Trainer:
     transformers.utils.logging.disable_progress_bar()
-    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report)
+    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now)
     # What lives until the end need not be looked through at every collection of garbage.
     gc.collect()
     gc.freeze()

@@ -50,6 +50,7 @@ class Step:
     tokens: int
     lost: int
     stop: bool
+    save: bool
     flops: Flops
 
     @property
@@ -61,15 +62,17 @@ class Step:
 class Trainer:
     """A run of `recipe` on `data` (manifests or dataset folders) in the folder `out`; every rank makes one.
 
-    init: what the stage goes on from. stop: asked before every step whether to save and leave. on_checkpoint: told
-    of every checkpoint begun (step and metrics). A folder that holds checkpoints is resumed from the newest.
+    init: what the stage goes on from. stop, save_now: asked in every step, on every rank, whether to save and leave
+    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). A folder that holds
+    checkpoints is resumed from the newest.
     """
 
     def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None = None,
                  workers: Workers | None = None, stop: Callable[[], bool] = lambda: False,
-                 on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None):
+                 on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None,
+                 save_now: Callable[[], bool] = lambda: False):
         self.recipe, self.out, self.workers = recipe, Path(out), workers or Workers()
-        self.stop, self.on_checkpoint = stop, on_checkpoint
+        self.stop, self.on_checkpoint, self.save_now = stop, on_checkpoint, save_now
         self.manifests = start.check(recipe, data, self.out, init)
         self.workers.barrier()
         _write_config(self.out, recipe, data, init, self.workers)
@@ -128,7 +131,8 @@ class Trainer:
             self.lost += step.lost
             self._account(step, waited, time.monotonic() - begin - waited)
             self._report(step, batch, waited, meters)
-            if step.stop or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
+            asked = step.stop or step.save
+            if asked or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
                 self.save(step)
             if step.stop and self.done < self.recipe.steps:
                 return "stopped"
@@ -143,7 +147,7 @@ class Trainer:
         """One update from this rank's part of a global batch; none where loss or gradient is not finite."""
         # Whatever a layer may draw is a function of the step: no generator's state has to outlive a process.
         torch.manual_seed(make_key(self.recipe.seed, "step", self.done))
-        counts, tokens, lost, stop, flops = self._count(batch)
+        counts, tokens, lost, stop, save, work = self._count(batch)
         sums = torch.zeros(len(counts), dtype=torch.float64)
         weights = torch.tensor(self.objective.weights) / counts.clamp(min=1)
         for i, micro in enumerate(batch.micro):
@@ -158,7 +162,7 @@ class Trainer:
         # A part that no sample of this step has tells nothing; terms of the loss are told also where they are 0.
         told = {name: mean for name, mean, count, weight in zip(
             self.objective.terms, means.tolist(), counts.tolist(), self.objective.weights, strict=True) if count or weight}
-        step = Step(loss, told, math.sqrt(float(facts[-1])), tokens, lost, stop, flops)
+        step = Step(loss, told, math.sqrt(float(facts[-1])), tokens, lost, stop, save, work)
         if step.finite:
             clip(self.trained.values(), step.norm, self.recipe.clip)
             set_rate(self.optimizer, rate(self.done, self.recipe))
@@ -167,14 +171,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return step
 
-    def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool, Flops]:
-        """Over all ranks: the terms' counts (float64), tokens, lost rows, whether any was asked to stop, and FLOPs."""
+    def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool, bool, Flops]:
+        """Over all ranks: the terms' counts (float64), tokens, lost rows, whether any was asked to stop or save, FLOPs."""
         counts = [self.objective.counts(micro) for micro in batch.micro]
         work = sum((flops(micro, self.model.config, self.recipe) for micro in batch.micro), Flops(0.0, 0.0))
         local = [sum(term) for term in zip(*counts, strict=True)]
-        local += [batch.tokens, len(batch.lost), int(self.stop()), work.useful, work.done]
-        *terms, tokens, lost, stop, useful, done = self.workers.sum(torch.tensor(local, dtype=torch.float64)).tolist()
-        return torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0, Flops(useful, done)
+        local += [batch.tokens, len(batch.lost), self.stop(), self.save_now(), work.useful, work.done]
+        *terms, tokens, lost, stop, save, useful, done = self.workers.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        return (torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0, save > 0,
+                Flops(useful, done))
 
     def _report(self, step: Step, batch: Batch, waited: float, meters: Meters | None) -> None:
         if not step.finite:

@@ -1,5 +1,6 @@
 """The command: what it refuses, how it stops, and training on Ray through the death of a worker."""
 
+import json
 import os
 import signal
 import subprocess
@@ -131,3 +132,12 @@ def test_ray_workers_survive_the_death_of_one(ray_session, tmp_path, data, recip
     Trainer(recipe, (data,), tmp_path / "alone").run()
     for mine, theirs in zip(story(out), story(tmp_path / "alone"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.timeout(300)
+def test_fewer_workers_than_asked_for_are_enough(ray_session, tmp_path, data, recipe):
+    """Two logical CPUs hold two of the three workers."""
+    config = train.Train(replace(recipe, steps=2), (data,), tmp_path / "run", workers=3, min_workers=1)
+    assert train.train(config) == "finished"
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002" / "facts.json").read_text())
+    assert facts["world"] == 2

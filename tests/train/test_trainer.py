@@ -88,6 +88,13 @@ def test_stopped_on_request_and_run_again_is_bit_equal(whole, tmp_path, data, pa
     assert_same(tmp_path, whole)
 
 
+def test_a_notice_saves_and_the_run_goes_on(tmp_path, data, parts):
+    asked = iter([False, False, True, False])
+    trainer = Trainer(small_recipe(parts, checkpoint_every=9, steps=4), data, tmp_path, save_now=lambda: next(asked))
+    assert trainer.run() == "finished"
+    assert sorted(folder.name[-1] for folder in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
 def test_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, data, parts):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
