@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +50,8 @@ WARM = 2
 def recipe(steps: int) -> Recipe:
     """3 generation samples and 1 caption a step, in one packed row."""
     return Recipe(
-        name="benchmark", summary="", start="checkpoint", model=ModelParts("", "", "", size=432), context=3584, alpha=0.2,
+        name="benchmark", summary="", start="checkpoint", model=ModelParts("", "", "", size=432), context=3584,
+        alpha=0.2,
         mixture=(Entry("generate", "generate", "pair", 3), Entry("caption", "caption", "pair", 1)),
         groups=(Group(PARTS, 1e-4),), steps=steps, checkpoint_every=10**6, log_every=1)
 
@@ -67,7 +69,8 @@ def prepare(folder: Path) -> None:
         write_latents(file, schema, uids, latents, np.full((ROWS, 2), 512, np.int32), np.zeros((ROWS, 4), np.int32))
     with open(data / "0.text.arrow", "wb") as file:
         write_text(file, schema, [TextRow(uid, CAPTION) for uid in uids])
-    shard = Shard("0.arrow", "0.text.arrow", None, "web", "pair", BUCKET, ROWS, (data / "0.arrow").stat().st_size, "0", "0")
+    size = (data / "0.arrow").stat().st_size
+    shard = Shard("0.arrow", "0.text.arrow", None, "web", "pair", BUCKET, ROWS, size, "0", "0")
     (data / "manifest.json").write_bytes(Manifest("benchmark", (shard,)).to_json())
 
 
@@ -138,7 +141,7 @@ def measure(side: str, steps: int) -> dict[str, float]:
         prepare(folder)
         loop = ours(folder, steps) if side == "ours" else theirs(folder, steps, side.endswith("VAE"))
         ends = list(loop)[WARM - 1:]
-        wall, cpu = (median(b[i] - a[i] for a, b in zip(ends, ends[1:], strict=False)) for i in (0, 1))
+        wall, cpu = (median(b[i] - a[i] for a, b in pairwise(ends)) for i in (0, 1))
         found = {"wall s": wall, "CPU s": cpu}
         if side == "ours":
             lines = [line for line in read(folder / "run" / METRICS) if line["step"] > WARM]
@@ -163,7 +166,8 @@ def main(options: Options) -> None:
     found = {}
     for side in SIDES:
         command = [sys.executable, "-m", "benchmarks.train_step", "--steps", str(options.steps), "--side", side]
-        found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found[side] = json.loads(told.splitlines()[-1])
     rows = [Row(f"{side}, {name} of a step of 4 samples", value, "") for side, told in found.items()
             for name, value in told.items()]
     rows += [Row(f"{side}, samples a CPU second", 4 / told["CPU s"], "1/s") for side, told in found.items()]

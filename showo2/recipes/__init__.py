@@ -22,7 +22,7 @@ def get(name: str) -> Recipe:
 
 
 def chain(first: str, last: str) -> list[Recipe]:
-    """The recipes from one to another, in the order in which they follow each other. Raises ValueError for no such way."""
+    """The recipes from one to another, in the order of `RECIPES`. Raises ValueError where they come the other way."""
     names = list(RECIPES)
     start, stop = names.index(get(first).name), names.index(get(last).name)
     if start > stop:

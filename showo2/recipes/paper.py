@@ -40,7 +40,8 @@ _ALL = (Group(("semantic.",), 2e-6), Group(_ALL_BUT_SEMANTIC, 1e-5))
 
 
 def _pairs(generate: int, caption: int) -> tuple[Entry, ...]:
-    return (Entry("generate", "generate", "pair", samples=generate), Entry("caption", "caption", "pair", samples=caption))
+    return (Entry("generate", "generate", "pair", samples=generate),
+            Entry("caption", "caption", "pair", samples=caption))
 
 
 def _instructions(generate: int, converse: int) -> tuple[Entry, ...]:

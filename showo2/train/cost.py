@@ -41,8 +41,8 @@ def peak(device: torch.device) -> float | None:
 def flops(batch: Packed | Pairs, config: Showo2Config, recipe: Recipe) -> Flops:
     """Of a forward and a backward pass over one micro-batch, with what `recipe` trains and recomputes."""
     if isinstance(batch, Pairs):
-        frames, tokens = len(batch.latents), batch.latents[0].numel() // (CHANNELS * PATCH**2) if len(batch.latents) else 0
-        student = frames * _semantic(config, tokens)
+        frames = len(batch.latents)
+        student = frames * _semantic(config, _tokens(batch.latents))
         # The teacher's penultimate layer on as many tokens as its picture has, forward only.
         teacher = frames * _semantic(config, (config.siglip["image_size"] // config.siglip["patch_size"]) ** 2)
         return _passes(student, True, True, recipe) + Flops(teacher, teacher)

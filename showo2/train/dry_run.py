@@ -118,7 +118,7 @@ class _NotCounting(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self._live.counting = False
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.counting = True
 
 

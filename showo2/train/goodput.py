@@ -43,7 +43,8 @@ class Goodput:
         """Keep what is known; returns the goodput so far (0 to 1) and the lost seconds by cause, for the meters."""
         last = time.time()
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"first": self.first, "last": last, "furthest": self.furthest, "lost": self.lost}))
+        facts = {"first": self.first, "last": last, "furthest": self.furthest, "lost": self.lost}
+        temporary.write_text(json.dumps(facts))
         temporary.rename(self._path)
         share = 1 - sum(self.lost.values()) / max(last - self.first, 1e-9)
         return {"goodput": share, **{f"lost_{cause}_s": seconds for cause, seconds in self.lost.items() if seconds}}

@@ -28,10 +28,6 @@ class Meters:
         self._counts: dict[str, int] = defaultdict(int)
         self._steps, self._since = 0, time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether the line of this step is written."""
-        return step % self.every == 0 or step == self.last
-
     def add(self, step: int, latest: dict[str, float], summed: dict[str, float], means: dict[str, float]) -> None:
         """Record a finished step (counted from 1): values to report as they are, per second, and as a mean.
 
@@ -41,7 +37,7 @@ class Meters:
             self._sums[name] += value
             self._counts[name] += 1
         self._steps += 1
-        if not self.due(step):
+        if step % self.every and step != self.last:
             return
         seconds = time.monotonic() - self._since
         line = {"step": step, **latest}

@@ -129,7 +129,9 @@ class Trainer:
             self.done += 1
             self.data_state = batch.state
             self.lost += step.lost
-            self._account(step, waited, time.monotonic() - begin - waited)
+            if self.goodput:
+                self.goodput.lost["data"] += waited
+                self.goodput.step(self.done, time.monotonic() - begin - waited, step.finite)
             self._report(step, batch, waited, meters)
             asked = step.stop or step.save
             if asked or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
@@ -137,11 +139,6 @@ class Trainer:
             if step.stop and self.done < self.recipe.steps:
                 return "stopped"
         return "finished"
-
-    def _account(self, step: Step, waited: float, seconds: float) -> None:
-        if self.goodput:
-            self.goodput.lost["data"] += waited
-            self.goodput.step(self.done, seconds, step.finite)
 
     def step(self, batch: Batch) -> Step:
         """One update from this rank's part of a global batch; none where loss or gradient is not finite."""
@@ -160,8 +157,8 @@ class Trainer:
         means = facts[:-1] / counts.clamp(min=1)
         loss = float((torch.tensor(self.objective.weights).double() * means).sum())
         # A part that no sample of this step has tells nothing; terms of the loss are told also where they are 0.
-        told = {name: mean for name, mean, count, weight in zip(
-            self.objective.terms, means.tolist(), counts.tolist(), self.objective.weights, strict=True) if count or weight}
+        terms = zip(self.objective.terms, means.tolist(), counts.tolist(), self.objective.weights, strict=True)
+        told = {name: mean for name, mean, count, weight in terms if count or weight}
         step = Step(loss, told, math.sqrt(float(facts[-1])), tokens, lost, stop, save, work)
         if step.finite:
             clip(self.trained.values(), step.norm, self.recipe.clip)
@@ -172,47 +169,51 @@ class Trainer:
         return step
 
     def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool, bool, Flops]:
-        """Over all ranks: the terms' counts (float64), tokens, lost rows, whether any was asked to stop or save, FLOPs."""
+        """Over all ranks: the terms' counts (float64), tokens, lost rows, whether one shall stop or save, and FLOPs."""
         counts = [self.objective.counts(micro) for micro in batch.micro]
         work = sum((flops(micro, self.model.config, self.recipe) for micro in batch.micro), Flops(0.0, 0.0))
         local = [sum(term) for term in zip(*counts, strict=True)]
         local += [batch.tokens, len(batch.lost), self.stop(), self.save_now(), work.useful, work.done]
-        *terms, tokens, lost, stop, save, useful, done = self.workers.sum(torch.tensor(local, dtype=torch.float64)).tolist()
+        everyone = self.workers.sum(torch.tensor(local, dtype=torch.float64))
+        *terms, tokens, lost, stop, save, useful, done = everyone.tolist()
         return (torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0, save > 0,
                 Flops(useful, done))
 
     def _report(self, step: Step, batch: Batch, waited: float, meters: Meters | None) -> None:
         if not step.finite:
             self._skip(step, batch, meters)
+        elif self.recipe.spike and self.spikes.add(step.loss):
+            self._tell_spike(batch, meters)
         if step.lost:
             lost = [message for part in self.workers.gather(batch.lost) for message in part]
             self._event(meters, lost_rows=lost)
             if self.lost > self.recipe.max_damaged:
                 raise Diverged(f"{self.lost} rows could not be read, more than max_damaged={self.recipe.max_damaged}; "
                                f"the last ones: {'; '.join(lost[:5])}")
-        elif self.recipe.spike and self.spikes.add(step.loss):
-            self._tell_spike(batch, meters)
+        self._measure(step, waited, meters)
+
+    def _measure(self, step: Step, waited: float, meters: Meters | None) -> None:
+        latest: dict[str, float] = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped,
+                                    "lost": self.lost}
         if self.done % self.recipe.log_every == 0 or self.done == self.recipe.steps:
-            paces = self.workers.gather(self.stopwatch.read())
-        if meters and step.finite:
-            latest: dict[str, float] = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped,
-                                        "lost": self.lost}
-            if meters.due(self.done) and self.goodput:
-                latest |= self.goodput.write() | pace(paces)
-            rates = {"samples_per_s": self.recipe.batch, "tokens_per_s": step.tokens,
-                     "tflop_per_s": step.flops.useful / 1e12}
-            if top := peak(self.workers.device):
-                rates |= {"mfu": step.flops.useful / (top * self.workers.world),
-                          "hfu": step.flops.done / (top * self.workers.world)}
-            means = {"loss": step.loss, **step.terms, "grad_norm": step.norm, "data_wait_s": waited}
-            meters.add(self.done, latest, rates, means)
+            latest |= pace(self.workers.gather(self.stopwatch.read()))
+            latest |= self.goodput.write() if self.goodput else {}
+        if not meters or not step.finite:
+            return
+        rates = {"samples_per_s": self.recipe.batch, "tokens_per_s": step.tokens,
+                 "tflop_per_s": step.flops.useful / 1e12}
+        if top := peak(self.workers.device):
+            rates |= {"mfu": step.flops.useful / (top * self.workers.world),
+                      "hfu": step.flops.done / (top * self.workers.world)}
+        means = {"loss": step.loss, **step.terms, "grad_norm": step.norm, "data_wait_s": waited}
+        meters.add(self.done, latest, rates, means)
 
     def _tell_spike(self, batch: Batch, meters: Meters | None) -> None:
         uids = [uid for part in self.workers.gather(batch.uids) for uid in part]
         self._event(meters, spike_uids=uids)
         if self.workers.first:
-            warnings.warn(f"the loss has stood above {self.recipe.spike} times its mean for some steps, now {self.done}; to "
-                          f"go back and leave these samples out: python -m jobs.rewind {self.out} --to "
+            warnings.warn(f"step {self.done}: the loss has stood above {self.recipe.spike} times its mean for some steps; "
+                          f"to go back and leave these samples out: python -m jobs.rewind {self.out} --to "
                           f"{max(0, self.done - 100)} --skip 200", stacklevel=2)
 
     def _skip(self, step: Step, batch: Batch, meters: Meters | None) -> None:

@@ -37,7 +37,8 @@ def step(workers, recipe, data, out, dealt: list[list[str]]):
     trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}", workers=workers)
     made = documents(trainer.tokenizer.special)
     mine = dealt if workers.world == 1 else [dealt[workers.rank]]
-    micro = [pack([[made[name]] for name in names] or [[]], CONTEXT, trainer.tokenizer.special, SHAPES) for names in mine]
+    special = trainer.tokenizer.special
+    micro = [pack([[made[name]] for name in names] or [[]], CONTEXT, special, SHAPES) for names in mine]
     found = trainer.step(Batch(micro, ["x"], [], 1, {}))
     if workers.first:
         (out / f"{workers.world}.json").write_text(json.dumps([found.loss, found.norm, found.terms]))

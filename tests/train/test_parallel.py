@@ -19,7 +19,7 @@ from tests.train.small import ranks, small_recipe, story
 
 
 def train(workers, recipe, data, out, kill_at=None, stop_at=None, kill_in_save=None):
-    """Run, noting each step's samples; the last rank is killed in step `kill_at`, or as a save begins, or asked to stop."""
+    """Run, noting each step's samples; the last rank is killed in a step or as a save begins, or asked to stop."""
     asked, last = iter(range(1000)), workers.rank == workers.world - 1
 
     def saving(facts):
