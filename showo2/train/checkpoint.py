@@ -123,6 +123,18 @@ def committed(folder: Path) -> list[Path]:
     return sorted((f for f in folders if (f / MARKER).is_file()), key=lambda f: int(f.name[5:]), reverse=True)
 
 
+def read_tensors(folder: Path, parts: tuple[str, ...]) -> State:
+    """Whole tensors of some parts of a checkpoint's state, by part and name, in this process alone."""
+    reader = _Reader(folder)
+    state: State = {part: {} for part in parts}
+    for key, meta in reader.read_metadata().state_dict_metadata.items():
+        part, _, name = key.partition(".")
+        if part in parts:
+            state[part][name] = torch.empty(meta.size, dtype=meta.properties.dtype)
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
 class _Reader(FileSystemReader):
     """The stock reader unpickles `.metadata` without limits; this one admits its few classes only."""
 

@@ -147,8 +147,10 @@ def pretended_group(world: int) -> Iterator[Workers]:
 def dry_run(recipe: Recipe, config: Showo2Config, gpus: int) -> Footprint:
     """Make the first of `gpus` ranks take one step of `recipe` with a model of `config`, on a CPU and no memory.
 
-    Compilation is left out: it saves some activations and changes nothing else.
+    Compilation is left out: it saves some activations and changes nothing else. Raises ValueError for distillation.
     """
+    if recipe.distills:
+        raise ValueError(f"recipe {recipe.name} distills, which needs a fraction of what later stages do: run those dry")
     recipe = replace(recipe, parallel=replace(recipe.parallel, compile=False))
     micro = pack(_rows(recipe, gpus), recipe.context, _SPECIAL)
     with pretended_group(gpus) as workers, _counted() as live:

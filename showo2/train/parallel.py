@@ -105,11 +105,9 @@ _KEPT = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten
 
 def _recompute(unit: nn.Module, whole: bool) -> None:
     """Run `unit` without keeping its activations: all of them (`whole`), or all but those that `_KEPT` lists."""
-    forward, options = unit.forward, {}
-    if not whole:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep)
     # No layer draws random numbers, so no generator's state has to be kept.
-    unit.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False, **options)
+    run = partial(checkpoint, unit.forward, use_reentrant=False, preserve_rng_state=False)
+    unit.forward = run if whole else partial(run, context_fn=partial(create_selective_checkpoint_contexts, _keep))
 
 
 def _keep(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:

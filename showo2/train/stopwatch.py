@@ -18,7 +18,7 @@ class Stopwatch:
         self._events = device.type == "cuda"
         self._pairs: list[tuple[Any, Any]] = []
         for unit in units:
-            unit.forward = self._timed(unit.forward)  # type: ignore[method-assign]
+            unit.forward = self._timed(unit.forward)
 
     def _timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

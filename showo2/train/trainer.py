@@ -78,6 +78,8 @@ class Trainer:
         _write_config(self.out, recipe, data, init, self.workers)
         self.goodput = Goodput(self.out) if self.workers.first else None
         self.model, self.tokenizer = start.build_model(recipe, init, self.workers.first)
+        if self.workers.first:
+            start.write_model(self.model, self.tokenizer, self.out)
         trained = freeze(self.model, recipe)
         self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
                                      if recipe.distills else Unified(self.model, recipe.alpha))

@@ -16,6 +16,7 @@ from showo2.model import Showo2
 from showo2.sequence import Text, pack
 from showo2.train.meters import METRICS, read
 from showo2.train.recipe import NEW_PARTS, Group
+from showo2.train.start import export_checkpoint
 from showo2.train.trainer import Diverged, Trainer
 from tests.train.small import ranks, small_dataset, small_recipe, story
 
@@ -182,6 +183,18 @@ def test_damaged_rows_are_skipped_counted_and_named(tmp_path, parts):
     assert story(tmp_path / "run")[-1]["lost"] == 1
     with pytest.raises(Diverged, match="more than max_damaged=0; the last ones: row .*web-0.arrow"):
         Trainer(replace(recipe, max_damaged=0), (path,), tmp_path / "strict").run()
+
+
+def test_any_checkpoint_can_be_exported(whole, tmp_path):
+    assert export_checkpoint(whole, tmp_path / "average") == 6
+    assert (tmp_path / "average" / "model.safetensors").read_bytes() == weights(whole)
+    assert export_checkpoint(whole, tmp_path / "raw", 4, averaged=False) == 4
+    raw = Showo2.from_pretrained(tmp_path / "raw").state_dict()
+    averaged = Showo2.from_pretrained(tmp_path / "average").state_dict()
+    assert not torch.equal(raw["fusion.1.weight"], averaged["fusion.1.weight"])
+    assert (tmp_path / "raw" / "tokenizer.json").is_file()
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5; it has \[2, 4, 6\]"):
+        export_checkpoint(whole, tmp_path / "no", 5)
 
 
 def test_stages_hand_over_and_frozen_parts_stay(tmp_path, data, parts):
