@@ -58,4 +58,20 @@ STAGE2_LARGE = replace(
     summary="as tiny-stage2, with the larger language model",
     model=ALIGN_LARGE.model, groups=(Group(PARTS, 1e-3),), steps=1000)
 
-TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE)
+# What needs other data than pictures and conversations follows after the chain that needs no more.
+CLIP = (5, 8, 8)
+
+VIDEO = replace(
+    STAGE1, name="tiny-stage1-video",
+    summary="as tiny-stage1, with clips of 17 frames beside pictures",
+    mixture=(*STAGE1.mixture, Entry("generate-clips", "generate", "pair", samples=8, bucket=CLIP),
+             Entry("caption-clips", "caption", "pair", samples=4, bucket=CLIP)))
+
+INTERLEAVED = replace(
+    VIDEO, name="tiny-stage1-interleaved",
+    summary="as tiny-stage1-video, with stories beside",
+    context=192, mixture=(*VIDEO.mixture, Entry("stories", "tell", "interleaved", samples=8)))
+
+HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)
+
+TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, HIGH_96)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from showo2.train.checkpoint import MARKER, committed
+from showo2.train.start import EXPORT
 
 SKIPS = "skips.json"
 # Losses that the mean is taken over, and how many in a row must lie above it.
@@ -40,8 +41,8 @@ class SpikeWatch:
 def rewind(run: Path, to: int, skip: int) -> int:
     """Make `run` go on from its newest checkpoint at or before step `to`, leaving out the next `skip` batches.
 
-    Returns that checkpoint's step. Later checkpoints are deleted; the learning rate follows the step, as ever. Raises
-    ValueError where there is no such checkpoint, or nothing to do.
+    Returns that checkpoint's step. Later checkpoints and the export are deleted; the learning rate follows the step, as
+    ever. Raises ValueError where there is no such checkpoint, or nothing to do.
     """
     if skip < 1:
         raise ValueError(f"skip is {skip}; leave out 1 batch or more: without that the same spike comes again")
@@ -54,6 +55,7 @@ def rewind(run: Path, to: int, skip: int) -> int:
     temporary = run / f"{SKIPS}.tmp"
     temporary.write_text(json.dumps({**read_skips(run), str(kept): skip}))
     temporary.rename(run / SKIPS)
+    shutil.rmtree(run / EXPORT, ignore_errors=True)
     for folder, step in zip(folders, steps, strict=True):
         if step > kept:
             (folder / MARKER).unlink()

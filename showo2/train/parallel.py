@@ -126,7 +126,8 @@ def mesh(workers: Workers, plan: Parallel) -> DeviceMesh:
     """One dimension where all workers share one copy of the weights, else (replicas, workers of a replica)."""
     if workers.world == 1 and not dist.is_initialized():
         # Mixed precision is FSDP's: alone, it runs over a group of one.
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        backend = "nccl" if workers.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     copies = replicas(workers, plan)
     if copies == 1:
         return init_device_mesh(workers.device.type, (workers.world,))

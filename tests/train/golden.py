@@ -1,4 +1,4 @@
-"""Golden loss curves: the first steps of every tiny recipe, on a small set of random latents with the shipped parts.
+"""Golden loss curves: the first steps of the tiny recipes, on a small set of random latents with the shipped parts.
 
 `python -m tests.train.golden` writes them anew, which a change of recipes, parts or numerics makes necessary; the
 difference shows what the change did. Each stage goes on from the one before, as in training.
@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from showo2.recipes.tiny import TINY
+from showo2 import recipes
 from showo2.tiny import resolve
 from showo2.train.recipe import Recipe
 from showo2.train.trainer import Trainer
@@ -28,8 +28,8 @@ def short(recipe: Recipe) -> Recipe:
 
 
 def ready() -> list[Recipe]:
-    """The recipes whose language model ships."""
-    return [recipe for recipe in TINY if _ships(recipe.model.llm)]
+    """The recipes of the chain whose language model ships."""
+    return [recipe for recipe in recipes.chain("tiny-distill", "tiny-7b-stage2") if _ships(recipe.model.llm)]
 
 
 def _ships(part: str) -> bool:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from showo2.data.loader import Batches
 from showo2.data.mixture import Entry
@@ -156,6 +157,14 @@ def test_every_plan_gives_the_same_gradients(world, plan, plain, tmp_path, data,
     found = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(found, plain, **rounding)
     assert (plan.precision == "bf16") == bool((found - plain).abs().max() > 1e-3 * plain.abs().max())
+
+
+def test_bf16_trains_fp32_masters_and_resumes(tmp_path, data, parts):
+    recipe = small_recipe(parts, parallel=Parallel(precision="bf16"))
+    assert ranks(1, train, recipe, data, tmp_path, None, 2) == [0]
+    assert ranks(1, train, recipe, data, tmp_path) == [0]
+    assert [line["step"] for line in story(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "export" / "model.safetensors").values())
 
 
 def test_workers_that_are_no_whole_replicas_are_an_error():
