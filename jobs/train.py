@@ -251,24 +251,24 @@ def _table() -> Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--list"]:
         return Console().print(_table())
-    if not arguments or arguments[0].startswith("-"):
+    through = arguments[:1] == ["--through"]
+    if not arguments or arguments[0].startswith("-") and not through:
         print(__doc__)
         return Console().print(_table())
     with told_plainly():
-        if arguments[0] == "--through":
-            stages, arguments = _stages(arguments[1:2]), arguments[1:]
-        else:
-            stages = [recipes.get(arguments[0])]
+        if through:
+            del arguments[0]
+        stages = _stages(arguments[:1]) if through else [recipes.get(arguments[0])]
         first = stages[0]
         config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {first.name}",
                           default=Train(first, tyro.MISSING, tyro.MISSING), description=first.summary)
-        if len(stages) > 1 and config.recipe != first:
+        if through and config.recipe != first:
             raise ValueError("options of a recipe do not go with --through: each stage has its own")
         try:
-            outcome = train(config) if len(stages) == 1 else train_through(config, stages)
+            outcome = train_through(config, stages) if through else train(config)
         except (ShardError, Diverged) as error:
             raise ValueError(str(error)) from error
     print(f"{', '.join(stage.name for stage in stages)} {outcome}: {config.out}")

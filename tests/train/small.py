@@ -124,6 +124,8 @@ def ranks(world: int, function: Callable[..., None], *arguments: object) -> list
 
 
 def _rank(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    # A test before may have made threads, which a fork does not copy: what then waits for them waits for ever.
+    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(join(), *arguments)
     # Past the interpreter's farewell: threads that the fork copied would keep it waiting.

@@ -156,7 +156,8 @@ def test_every_plan_gives_the_same_gradients(world, plan, plain, tmp_path, data,
     rounding = {"rtol": 0.1, "atol": 1e-3} if plan.precision == "bf16" else {"rtol": 1e-4, "atol": 1e-9}
     found = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(found, plain, **rounding)
-    assert (plan.precision == "bf16") == bool((found - plain).abs().max() > 1e-3 * plain.abs().max())
+    rounded = (found - plain).abs() > 1e-3 * plain.abs() + 1e-6
+    assert bool(rounded.any()) == (plan.precision == "bf16")
 
 
 def test_bf16_trains_fp32_masters_and_resumes(tmp_path, data, parts):
