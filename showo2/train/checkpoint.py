@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import StorageMeta
 
 from showo2.train.parallel import Workers
@@ -129,7 +129,7 @@ def read_tensors(folder: Path, parts: tuple[str, ...]) -> State:
     state: State = {part: {} for part in parts}
     for key, meta in reader.read_metadata().state_dict_metadata.items():
         part, _, name = key.partition(".")
-        if part in parts:
+        if part in parts and isinstance(meta, TensorStorageMetadata):
             state[part][name] = torch.empty(meta.size, dtype=meta.properties.dtype)
     dcp.load(state, storage_reader=reader, no_dist=True)
     return state

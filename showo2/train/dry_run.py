@@ -44,7 +44,8 @@ class Footprint:
     """Bytes that one GPU holds. `peak` is the most at any moment of a step: what stays, and what comes and goes.
 
     parameters: fp32 masters. average: of the weights. activations: the most that forward and backward held beside
-    what stays: saved activations, gathered weights, and what is being computed. rows, context: of its micro-batch.
+    what stays: saved activations, gathered weights, gradients, and what is being computed. rows, context: of a
+    micro-batch.
     """
 
     parameters: int
@@ -126,7 +127,7 @@ class _NotCounting(AbstractContextManager[None]):
 def _counted() -> Iterator[_Live]:
     """Everything in the body runs on valueless tensors, and is counted."""
     before, live = ShardingPropagator._fake_mode_lock, _Live()
-    ShardingPropagator._fake_mode_lock = _NotCounting(live)
+    ShardingPropagator._fake_mode_lock = _NotCounting(live)  # type: ignore[assignment]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), live, _RealIntegers():
             yield live
@@ -150,7 +151,7 @@ def dry_run(recipe: Recipe, config: Showo2Config, gpus: int) -> Footprint:
     Compilation is left out: it saves some activations and changes nothing else. Raises ValueError for distillation.
     """
     if recipe.distills:
-        raise ValueError(f"recipe {recipe.name} distills, which needs a fraction of what later stages do: run those dry")
+        raise ValueError(f"recipe {recipe.name} distills, which needs little: run a later stage dry")
     recipe = replace(recipe, parallel=replace(recipe.parallel, compile=False))
     micro = pack(_rows(recipe, gpus), recipe.context, _SPECIAL)
     with pretended_group(gpus) as workers, _counted() as live:

@@ -128,7 +128,8 @@ def export_checkpoint(run: Path, target: Path, step: int | None = None, averaged
     """
     folders = {int(folder.name[5:]): folder for folder in committed(run / "checkpoints")}
     if not folders or step not in (None, *folders):
-        raise ValueError(f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has {sorted(folders)}")
+        wanted = "" if step is None else f" of step {step}"
+        raise ValueError(f"{run} has no checkpoint{wanted}; it has {sorted(folders)}")
     step = max(folders) if step is None else step
     parts = read_tensors(folders[step], ("model", "average"))
     with torch.device("meta"):

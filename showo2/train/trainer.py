@@ -214,7 +214,7 @@ class Trainer:
         uids = [uid for part in self.workers.gather(batch.uids) for uid in part]
         self._event(meters, spike_uids=uids)
         if self.workers.first:
-            warnings.warn(f"step {self.done}: the loss has stood above {self.recipe.spike} times its mean for some steps; "
+            warnings.warn(f"step {self.done}: the loss stands above {self.recipe.spike} times its mean for some steps; "
                           f"to go back and leave these samples out: python -m jobs.rewind {self.out} --to "
                           f"{max(0, self.done - 100)} --skip 200", stacklevel=2)
 
