@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from showo2.train.meters import METRICS, read
 from showo2.train.recipe import Group, Recipe
 from showo2.train.trainer import Trainer
 from tests.train.small import small_dataset, small_parts, small_recipe, story
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The command takes all cores; what runs after these tests counts on one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
