@@ -1,6 +1,7 @@
 """Train one stage of the recipe.
 
 python -m jobs.train RECIPE --data DATA --out RUN [--init RUN] [--option value]; --list names the recipes.
+python -m jobs.train --through FIRST..LAST --data DATA --out RUNS trains all of them in turn, each in RUNS/RECIPE.
 
 Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves and exits with 130 or 143. A finished run
 leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
@@ -14,10 +15,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +55,8 @@ class Train:
     """the run, or the exported model, that this stage goes on from"""
     workers: int = 2
     """Ray Train workers; 0 trains in this process, without Ray"""
+    min_workers: int = 0
+    """go on with as few as these where nodes are lost, and grow again when they come back; 0: always all"""
     cpus: int = 1
     """cores of a worker"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +77,21 @@ def train(config: Train) -> str:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
         return _run_here(config, join(config.device), first=True)
     return _run_on_ray(config)
+
+
+def train_through(config: Train, stages: Sequence[Recipe]) -> str:
+    """Train each stage as `train` does, in a folder of its own under `config.out`, from the run before it.
+
+    Stages that are finished are passed over.
+    """
+    init = config.init
+    for number, recipe in enumerate(stages, 1):
+        out = config.out / recipe.name
+        print(f"{number}/{len(stages)} {recipe.name}: {recipe.summary}")
+        if train(replace(config, recipe=recipe, out=out, init=init)) != "finished":
+            return "stopped"
+        init = str(out)
+    return "finished"
 
 
 def _run_here(config: Train, workers: Workers, first: bool) -> str:
@@ -102,9 +121,10 @@ def _run_on_ray(config: Train) -> str:
     note = config.out / STOP
     for name in (STOP, OUTCOME):
         (config.out / name).unlink(missing_ok=True)
+    number = (config.min_workers, config.workers) if config.min_workers else config.workers
     trainer = (Quiet if is_private() else TorchTrainer)(
         _ray_worker, train_loop_config={"config": config},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.device == "cuda",
+        scaling_config=ScalingConfig(num_workers=number, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
         run_config=RunConfig(name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=3)))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
@@ -126,7 +146,7 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     note = config.out / STOP
     outcome, error = "failed", ""
     try:
-        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report)
+        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report, _notices())
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:
         if workers.world > 1 and isinstance(caught, ShardError):
@@ -136,9 +156,31 @@ def _ray_worker(loop: dict[str, Train]) -> None:
         (config.out / OUTCOME).write_text(json.dumps({"outcome": outcome, "error": error}))
 
 
-def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None) -> Trainer:
+def _notices(every: int = 20) -> Callable[[], bool]:
+    """Whether Ray has just announced that a worker's node will be taken away: once for each notice.
+
+    Ray's answer is a barrier of all workers, so it is asked in every 20th step of all of them.
+    """
+    import ray.train
+
+    calls, told = count(), set[int]()
+
+    def ask() -> bool:
+        if next(calls) % every:
+            return False
+        notice = ray.train.get_preemption_info()
+        if notice is None or notice.deadline_ms in told:
+            return False
+        told.add(notice.deadline_ms)
+        return True
+
+    return ask
+
+
+def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None,
+             save_now: Callable[[], bool] = lambda: False) -> Trainer:
     transformers.utils.logging.disable_progress_bar()
-    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report)
+    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now)
     # What lives until the end need not be looked through at every collection of garbage.
     gc.collect()
     gc.freeze()
@@ -209,21 +251,34 @@ def _table() -> Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["--list"]:
         return Console().print(_table())
-    if not arguments or arguments[0].startswith("-"):
+    through = arguments[:1] == ["--through"]
+    if not arguments or arguments[0].startswith("-") and not through:
         print(__doc__)
         return Console().print(_table())
     with told_plainly():
-        recipe = recipes.get(arguments[0])
-        config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {recipe.name}",
-                          default=Train(recipe, tyro.MISSING, tyro.MISSING), description=recipe.summary)
+        if through:
+            del arguments[0]
+        stages = _stages(arguments[:1]) if through else [recipes.get(arguments[0])]
+        first = stages[0]
+        config = tyro.cli(Train, args=arguments[1:], prog=f"python -m jobs.train {first.name}",
+                          default=Train(first, tyro.MISSING, tyro.MISSING), description=first.summary)
+        if through and config.recipe != first:
+            raise ValueError("options of a recipe do not go with --through: each stage has its own")
         try:
-            outcome = train(config)
+            outcome = train_through(config, stages) if through else train(config)
         except (ShardError, Diverged) as error:
             raise ValueError(str(error)) from error
-    print(f"{recipe.name} {outcome}: {config.out}")
+    print(f"{', '.join(stage.name for stage in stages)} {outcome}: {config.out}")
+
+
+def _stages(through: list[str]) -> list[Recipe]:
+    first, dots, last = "".join(through).partition("..")
+    if not dots:
+        raise ValueError("--through needs two recipes, as in --through tiny-distill..tiny-stage2")
+    return recipes.chain(first, last)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ def interpolate(x1: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     return t * x1 + (1 - t) * x0
 
 
+def quarter(t: Tensor) -> Tensor:
+    """Index 0 to 3 of the quarter of [0, 1] that each time lies in, int64 of t's shape."""
+    return (t * 4).long().clamp(max=3)
+
+
 def training_time(u: Tensor, tokens: int = SHIFT_TOKENS) -> Tensor:
     """Training times from standard normal `u`: logit-normal, then shifted toward noise by the sequence length.
 

@@ -196,8 +196,13 @@ def _round_up(n: int, context: int) -> int:
     return min(context, -(-max(n, 1) // multiple) * multiple)
 
 
-def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialTokens) -> Packed:
-    """Lay `rows` of documents out as one batch; a row longer than `context` is an error."""
+def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialTokens,
+         shapes: Sequence[tuple[int, ...]] = ()) -> Packed:
+    """Lay `rows` of documents out as one batch; a row longer than `context` is an error.
+
+    `shapes`: latent shapes (C, T, h, w) that get `Visuals` also where there is no medium of them: every rank must run
+    the same modules.
+    """
     b = len(rows)
     ids = torch.full((b, context), special.pad)
     labels = torch.full((b, context), IGNORE)
@@ -241,18 +246,22 @@ def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialToken
     flow_columns = torch.full((b, f), -1)
     for r, flow in enumerate(flows):
         flow_columns[r, :len(flow)] = torch.tensor(flow, dtype=torch.int64)
-    span, visuals = _group(placed, b, context, f)
+    span, visuals = _group(placed, b, context, f, shapes)
     return Packed(ids, labels, doc, span, position, flow_columns, visuals)
 
 
-def _group(placed: list[_Placed], b: int, context: int, f: int) -> tuple[Tensor, list[Visuals]]:
+def _group(placed: list[_Placed], b: int, context: int, f: int,
+           shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, list[Visuals]]:
     """Media by latent bucket; never an empty list, so that every rank runs every module (FSDP's collectives)."""
-    buckets: dict[tuple[int, ...], list[_Placed]] = {}
+    buckets: dict[tuple[int, ...], list[_Placed]] = {tuple(shape): [] for shape in shapes}
     for item in placed:
         buckets.setdefault(tuple(item.media.latents.shape), []).append(item)
     span = torch.zeros(b, context, dtype=torch.int64)
     visuals, number = [], 0
-    for _, items in sorted(buckets.items()):
+    for shape, items in sorted(buckets.items()):
+        if not items:
+            visuals.append(_no_visuals(shape))
+            continue
         for item in items:
             number += 1
             span[item.row, item.column:item.column + item.media.tokens] = number
@@ -265,8 +274,9 @@ def _group(placed: list[_Placed], b: int, context: int, f: int) -> tuple[Tensor,
             torch.tensor([i.media.target for i in items]),
             torch.tensor([i.row * context + i.column for i in items]),
             torch.tensor([i.row * f + i.flow_column if i.flow_column >= 0 else -1 for i in items])))
-    if not visuals:
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = torch.zeros(0, CHANNELS, 1, PATCH, PATCH)
-        visuals.append(Visuals(empty, empty, torch.zeros(0), none.bool(), none, none))
-    return span, visuals
+    return span, visuals or [_no_visuals((CHANNELS, 1, PATCH, PATCH))]
+
+
+def _no_visuals(shape: tuple[int, ...]) -> Visuals:
+    none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, *shape)
+    return Visuals(empty, empty, torch.zeros(0), none.bool(), none, none)

@@ -15,21 +15,36 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Task = Literal["generate", "caption", "converse", "distill"]
+from showo2.shards import Shard
+from showo2.shards.format import Bucket
+
+Task = Literal["generate", "caption", "converse", "tell", "read", "distill"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One ingredient of a mixture: rows of a kind, turned into documents of a task.
 
+    task: what is learned: `generate` a picture or clip from its caption, `caption` one, `converse` about one, `tell` an
+    interleaved document (its texts and its pictures), `read` text alone, `distill` SigLIP.
     samples: how many of them are in each global batch. sources: only rows of these sources (empty: all).
+    bucket: latent frames, height and width (None: the pictures of the stage); any number of frames for `interleaved`,
+    whose frames are pictures.
     """
 
     name: str
     task: Task
-    kind: Literal["pair", "conversation"]
+    kind: Literal["pair", "conversation", "interleaved", "text"]
     samples: int
     sources: tuple[str, ...] = ()
+    bucket: tuple[int, int, int] | None = None
+
+    def wants(self, shard: Shard, bucket: Bucket) -> bool:
+        """Whether the shard's rows belong to this entry; `bucket` is that of the stage's pictures."""
+        height_width = (self.bucket or bucket)[1:]
+        fits = (shard.bucket[1:] == height_width if self.kind == "interleaved" else
+                self.kind == "text" or shard.bucket == (self.bucket or bucket))
+        return fits and shard.kind == self.kind and (not self.sources or shard.source in self.sources)
 
 
 class Interleave:
@@ -73,13 +88,21 @@ class Cursor:
 
     def take(self, count: int) -> tuple[list[tuple[str, int]], Cursor]:
         """The next `count` samples as (entry, number within the entry), and the cursor after them."""
-        stream = Interleave(self.weights)
-        start = sum(self.consumed.get(name, 0) - self.base.get(name, 0) for name in stream.names)
+        stream, start = self._stream()
         entries, numbers = stream.locate(np.arange(start, start + count))
         samples = [(stream.names[e], int(n) + self.base.get(stream.names[e], 0))
                    for e, n in zip(entries, numbers, strict=True)]
+        return samples, self.skip(count)
+
+    def skip(self, count: int) -> Cursor:
+        """The cursor after the next `count` samples; costs the same for any number."""
+        stream, start = self._stream()
         after = {name: n + self.base.get(name, 0) for name, n in stream.consumed(start + count).items()}
-        return samples, Cursor(self.weights, {**self.consumed, **after}, self.base)
+        return Cursor(self.weights, {**self.consumed, **after}, self.base)
+
+    def _stream(self) -> tuple[Interleave, int]:
+        stream = Interleave(self.weights)
+        return stream, sum(self.consumed.get(name, 0) - self.base.get(name, 0) for name in stream.names)
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """Plain data for JSON, under 1 KB."""

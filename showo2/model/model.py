@@ -31,11 +31,13 @@ from showo2.vae import CHANNELS
 class Losses:
     """Sums over a batch: cross-entropy over text targets, squared error over elements of velocity targets.
 
-    Their numbers are `Packed.targets`; the trainer divides global sums by global numbers.
+    Their numbers are `Packed.targets`; the trainer divides global sums by global numbers. flow_by_time: (4,), the
+    parts of `flow` by quarter of t, for meters.
     """
 
     ntp: Tensor
     flow: Tensor
+    flow_by_time: Tensor
 
 
 class Fusion(nn.Sequential):
@@ -89,8 +91,8 @@ class Showo2(nn.Module):
         embeds, time = self.embed(packed)
         hidden = self.language(embeds, make_mask(packed.doc, packed.span), packed.position)
         velocity = self.packed_velocity(hidden, time, packed)
-        return Losses(self.next_token_loss(hidden, packed.labels),
-                      flow_loss(velocity, packed.visuals, self.config.order))
+        by_time = flow_loss(velocity, packed.visuals, self.config.order)
+        return Losses(self.next_token_loss(hidden, packed.labels), by_time.sum(), by_time.detach())
 
     def embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Inputs of the language model (B, L, D), and the time embeddings (n, D_flow) of all media."""
@@ -156,14 +158,15 @@ class Showo2(nn.Module):
 
 
 def flow_loss(velocity: Tensor, visuals: list[Visuals], order: flow.Order) -> Tensor:
-    """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target.
+    """Summed squared error between velocity tokens (B, F, 4*C) and x1 - x0 over media with a target, (4,) by quarter of t.
 
     The time token has no target.
     """
     flat = velocity.flatten(0, 1)
-    total = flat[:0].float().sum()
+    total = flat.new_zeros(4, dtype=torch.float32) + flat[:0].float().sum()
     for v in visuals:
         wanted = flow.to_tokens(v.latents[v.target] - v.noise[v.target], order)
         places = v.flow_start[v.target][:, None] + 1 + torch.arange(wanted.shape[1], device=flat.device)
-        total = total + F.mse_loss(flat[places].float(), wanted, reduction="sum")
+        errors = (flat[places].float() - wanted).square().sum((1, 2))
+        total = total.index_add(0, flow.quarter(v.t[v.target]), errors)
     return total

@@ -41,4 +41,38 @@ STAGE2 = replace(
     groups=(Group(PARTS, 2e-3),),
     schedule="cosine", steps=2100, ema=0.998)
 
-TINY = (DISTILL, STAGE1, STAGE2)
+# The larger base model: `python -m showo2.tiny.parts --only llm-large`, width 192, 6 layers.
+ALIGN_LARGE = replace(
+    STAGE1, name="tiny-7b-align",
+    summary="scale-up: a larger language model learns to use the small model's flow head",
+    start="transfer", model=replace(PARTS_64, llm="tiny:llm-large"),
+    groups=(Group(("projector.", "fusion.", "time_project.", "flow_head.project."), 2e-3),),
+    steps=100)
+
+STAGE1_LARGE = replace(
+    ALIGN_LARGE, name="tiny-7b-stage1",
+    summary="as tiny-stage1, with the larger language model",
+    start="checkpoint", groups=STAGE1.groups, steps=300)
+
+STAGE2_LARGE = replace(
+    STAGE2, name="tiny-7b-stage2",
+    summary="as tiny-stage2, with the larger language model",
+    model=ALIGN_LARGE.model, groups=(Group(PARTS, 1e-3),), steps=1000)
+
+# What needs other data than pictures and conversations follows after the chain that needs no more.
+CLIP = (5, 8, 8)
+
+VIDEO = replace(
+    STAGE1, name="tiny-stage1-video",
+    summary="as tiny-stage1, with clips of 17 frames beside pictures",
+    mixture=(*STAGE1.mixture, Entry("generate-clips", "generate", "pair", samples=8, bucket=CLIP),
+             Entry("caption-clips", "caption", "pair", samples=4, bucket=CLIP)))
+
+INTERLEAVED = replace(
+    VIDEO, name="tiny-stage1-interleaved",
+    summary="as tiny-stage1-video, with stories beside",
+    context=192, mixture=(*VIDEO.mixture, Entry("stories", "tell", "interleaved", samples=8)))
+
+HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)
+
+TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, HIGH_96)

@@ -36,8 +36,8 @@ class DamagedRow(Exception):
 class ShardSchema:
     """What holds for every row of a shard; stands in the schema metadata of each of its files.
 
-    kind: "pair" (a caption) or "conversation". bucket: latent frames, height, width. vae: hash of its
-    weights. latent_mean, latent_std: what the latents were normalised with, one number a channel. crop: name
+    kind: "pair" (a caption), "conversation", "interleaved" (a document; its latent frames are separate pictures) or
+    "text" (bucket 0x0x0). bucket: latent frames, height, width. vae: hash of its weights. latent_mean, latent_std: what the latents were normalised with, one number a channel. crop: name
     of the crop policy. fingerprints: column family -> what it was made by.
     """
 
@@ -55,6 +55,16 @@ class ShardSchema:
     def shape(self) -> tuple[int, int, int, int]:
         """Channels, frames, height and width of one row's latents."""
         return len(self.latent_mean), *self.bucket
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows are clips, whose frames have times."""
+        return self.bucket[0] > 1 and self.kind != "interleaved"
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames that a row's latent frames stand for: the first one for one, each other for four."""
+        return 4 * self.bucket[0] - 3
 
     @property
     def row_bytes(self) -> int:
@@ -85,8 +95,10 @@ class ShardSchema:
         columns = [
             ("uid", pa.binary(UID_BYTES)), ("width", pa.int32()), ("height", pa.int32()),
             ("crop", pa.list_(pa.int32(), 4)), ("checksum", pa.uint64()),
-            ("latents", pa.binary(self.row_bytes)),
         ]
+        if self.timed:
+            columns.append(("times", pa.list_(pa.float32(), self.frames)))
+        columns.append(("latents", pa.binary(self.row_bytes)))
         return pa.schema(columns, metadata=self.metadata())
 
     def text_schema(self) -> pa.Schema:
@@ -105,10 +117,11 @@ class ShardSchema:
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """The text of one row: a caption, or a conversation.
+    """The text of one row: a caption, a conversation, or the segments of an interleaved document.
 
-    messages: JSON `[{"from": "human" | "gpt", "value": ...}, ...]`, empty for a pair. captioner, prompt_id:
-    who wrote the caption, asked what (empty: the source's own text).
+    messages: JSON, empty for a pair. Of a conversation `[{"from": "human" | "gpt", "value": ...}, ...]`, of a document
+    `[{"text": ...} | {"image": number of the latent frame}, ...]`. captioner, prompt_id: who wrote the caption, asked
+    what (empty: the source's own text).
     """
 
     uid: str
@@ -121,6 +134,6 @@ class TextRow:
         """xxh3_64 of what is trained on."""
         return xxhash.xxh3_64_intdigest(f"{self.text}\0{self.messages}".encode())
 
-    def conversation(self) -> list[dict[str, str]]:
-        """The messages, parsed; empty for a pair."""
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages or segments, parsed; empty for a pair."""
         return json.loads(self.messages) if self.messages else []

@@ -8,10 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from showo2.shards.format import FORMAT, Bucket, ShardError
 from showo2.shards.reader import ShardReader
+from showo2.shards.remote import is_remote, read_whole
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,10 @@ class Manifest:
             count[f"{shard.source} {shard.kind} {bucket_name(shard.bucket)}"] += shard.rows
         return dict(sorted(count.items()))
 
-    def select(self, bucket: Bucket | None = None, kind: str | None = None,
-               sources: tuple[str, ...] = ()) -> list[Shard]:
-        """Shards of a bucket, a kind and any of the sources; what is not given does not filter."""
-        return [s for s in self.shards if bucket in (None, s.bucket) and kind in (None, s.kind)
-                and (not sources or s.source in sources)]
+    def paths(self, shard: Shard, teacher: bool = False) -> list[str]:
+        """Whole paths of a shard's latents, its text and, if asked for, the teacher's pictures."""
+        names = (shard.path, shard.text_path, *([shard.teacher_path] if teacher and shard.teacher_path else []))
+        return [os.path.join(self.root, name) for name in names]
 
     def open(self, shard: Shard, verify: bool = True) -> ShardReader:
         """A reader of one of the shards."""
@@ -91,21 +92,24 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str) -> Manifest:
-        """Read a manifest: the file, its folder, or a dataset's folder that holds `latents/manifest.json`."""
-        file = _find(os.fspath(path))
-        with open(file, "rb") as stream:
-            values = json.load(stream)
+        """Read a manifest: the file, its folder, or a dataset's folder with `latents/manifest.json`; local or a URL."""
+        file, content = _find(os.fspath(path))
+        values = json.loads(content)
         if not isinstance(values, dict) or "shards" not in values or values.get("format") != FORMAT:
             raise ShardError(f"{file} is no manifest of shards of format {FORMAT}; run jobs.encode")
         shards = tuple(Shard(**{**shard, "bucket": tuple(shard["bucket"])}) for shard in values["shards"])
         return cls(values["name"], shards, values["fingerprints"], os.path.dirname(file))
 
 
-def _find(path: str) -> str:
+def _find(path: str) -> tuple[str, bytes]:
+    """The manifest's path and content."""
     inside = (os.path.join(path, "latents", "manifest.json"), os.path.join(path, "manifest.json"))
     for candidate in (path, *inside):
-        if os.path.isfile(candidate):
-            return candidate
+        if is_remote(path):
+            if candidate.endswith(".json") and (content := read_whole(candidate)) is not None:
+                return candidate, content
+        elif os.path.isfile(candidate):
+            return candidate, Path(candidate).read_bytes()
     raise ShardError(f"{path} holds no latents/manifest.json; run jobs.encode --data {path}")
 
 

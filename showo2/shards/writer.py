@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,13 @@ from showo2.shards.format import BATCH_ROWS, UID_BYTES, ShardSchema, TextRow
 
 
 def write_latents(file: BinaryIO, schema: ShardSchema, uids: Sequence[str], latents: NDArray[np.float16],
-                  sizes: NDArray[np.int32], crops: NDArray[np.int32]) -> None:
+                  sizes: NDArray[np.int32], crops: NDArray[np.int32],
+                  times: NDArray[np.float32] | None = None) -> None:
     """Write the latents file of a shard.
 
     uids: n times 32 hex digits. latents: (n, C, T, h, w) float16, finite. sizes: (n, 2) width and height of
-    the originals. crops: (n, 4) left, top, right, bottom in the original. Raises ValueError where these
-    disagree.
+    the originals. crops: (n, 4) left, top, right, bottom in the original. times: (n, frames) seconds, of clips only.
+    Raises ValueError where these disagree.
     """
     count = len(uids)
     if latents.dtype != np.float16 or latents.shape != (count, *schema.shape):
@@ -27,6 +28,9 @@ def write_latents(file: BinaryIO, schema: ShardSchema, uids: Sequence[str], late
                          f"the schema's {count} rows need float16 {(count, *schema.shape)}")
     if sizes.shape != (count, 2) or crops.shape != (count, 4):
         raise ValueError(f"sizes {sizes.shape} and crops {crops.shape} do not fit {count} rows")
+    if (times is not None) != schema.timed or (times is not None and times.shape != (count, schema.frames)):
+        raise ValueError(f"times are {None if times is None else times.shape}; a shard of kind {schema.kind} in bucket "
+                         f"{schema.bucket} needs {(count, schema.frames) if schema.timed else None}")
     broken = [uid for uid, row in zip(uids, latents, strict=True) if not np.isfinite(row).all()]
     if broken:
         raise ValueError(f"latents of {broken[:3]} are not finite")
@@ -36,11 +40,12 @@ def write_latents(file: BinaryIO, schema: ShardSchema, uids: Sequence[str], late
     sizes, crops = sizes.astype(np.int32), crops.astype(np.int32)
     with pa.ipc.new_file(file, arrow) as out:
         for rows in _batches(count):
-            out.write_batch(pa.record_batch([
-                _uids(uids[rows]), pa.array(sizes[rows, 0]), pa.array(sizes[rows, 1]),
-                pa.FixedSizeListArray.from_arrays(pa.array(crops[rows].ravel()), 4), pa.array(sums[rows]),
-                _fixed(flat[rows].tobytes(), schema.row_bytes),
-            ], schema=arrow))
+            columns = [_uids(uids[rows]), pa.array(sizes[rows, 0]), pa.array(sizes[rows, 1]), _lists(crops[rows]),
+                       pa.array(sums[rows])]
+            if times is not None:
+                columns.append(_lists(times[rows].astype(np.float32)))
+            columns.append(_fixed(flat[rows].tobytes(), len(flat[rows]), schema.row_bytes))
+            out.write_batch(pa.record_batch(columns, schema=arrow))
 
 
 def write_text(file: BinaryIO, schema: ShardSchema, rows: Sequence[TextRow]) -> None:
@@ -73,9 +78,12 @@ def _batches(count: int) -> Iterator[slice]:
 
 
 def _uids(uids: Sequence[str]) -> pa.Array:
-    return _fixed(b"".join(bytes.fromhex(uid) for uid in uids), UID_BYTES)
+    return _fixed(b"".join(bytes.fromhex(uid) for uid in uids), len(uids), UID_BYTES)
 
 
-def _fixed(data: bytes, width: int) -> pa.Array:
-    buffers = [None, pa.py_buffer(data)]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data) // width, buffers)
+def _lists(values: NDArray[Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _fixed(data: bytes, count: int, width: int) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, pa.py_buffer(data)])

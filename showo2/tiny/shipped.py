@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PARTS = ("vae", "siglip", "llm", "captioner", "reference")
+PARTS = ("vae", "siglip", "llm", "llm-large", "captioner", "reference")
 _PREFIX = "tiny:"
 _WEIGHTS = Path(__file__).parent / "weights"
 

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import StorageMeta
 
 from showo2.train.parallel import Workers
@@ -81,21 +81,16 @@ class Checkpoints:
             self._error = error
 
     def _drop_old(self) -> None:
-        for folder in self.committed()[self.keep:]:
+        for folder in committed(self.folder)[self.keep:]:
             (folder / MARKER).unlink()
             shutil.rmtree(folder)
-
-    def committed(self) -> list[Path]:
-        """Folders with a commit marker, newest first."""
-        folders = [f for f in self.folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name)]
-        return sorted((f for f in folders if (f / MARKER).is_file()), key=lambda f: int(f.name[5:]), reverse=True)
 
     def load_newest(self, state: State) -> dict[str, Any] | None:
         """Fill `state` in place from the newest intact checkpoint; its facts, or None where there is none.
 
         Warns of each damaged checkpoint that is passed over; raises ValueError where tensors do not fit.
         """
-        for folder in self.workers.gather(self.committed())[0]:
+        for folder in self.workers.gather(committed(self.folder))[0]:
             damage = [d for part in self.workers.gather(self._damage(folder)) for d in part]
             if damage:
                 if self.workers.first:
@@ -120,6 +115,24 @@ class Checkpoints:
             elif _digest(folder / name) != files[name]:
                 wrong.append(f"{name} is not what was written")
         return wrong
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints under `folder` that have a commit marker, newest first."""
+    folders = [f for f in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", f.name)]
+    return sorted((f for f in folders if (f / MARKER).is_file()), key=lambda f: int(f.name[5:]), reverse=True)
+
+
+def read_tensors(folder: Path, parts: tuple[str, ...]) -> State:
+    """Whole tensors of some parts of a checkpoint's state, by part and name, in this process alone."""
+    reader = _Reader(folder)
+    state: State = {part: {} for part in parts}
+    for key, meta in reader.read_metadata().state_dict_metadata.items():
+        part, _, name = key.partition(".")
+        if part in parts and isinstance(meta, TensorStorageMetadata):
+            state[part][name] = torch.empty(meta.size, dtype=meta.properties.dtype)
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    return state
 
 
 class _Reader(FileSystemReader):

@@ -35,23 +35,26 @@ class Objective(Protocol):
 
 
 class Unified:
-    """Next-token prediction and flow matching: L = alpha * NTP + FM (equation 4)."""
+    """Next-token prediction and flow matching: L = alpha * NTP + FM (equation 4); FM by quarter of t is for meters."""
 
-    terms: tuple[str, ...] = ("ntp", "flow")
+    terms: tuple[str, ...] = ("ntp", "flow", "flow_t0-1/4", "flow_t1/4-1/2", "flow_t1/2-3/4", "flow_t3/4-1")
     weights: tuple[float, ...]
     root: nn.Module
 
     def __init__(self, model: Showo2, alpha: float):
-        self.root, self.weights = model, (alpha, 1.0)
+        self.root, self.weights = model, (alpha, 1.0, 0.0, 0.0, 0.0, 0.0)
 
     def counts(self, micro: Packed) -> list[int]:
-        """Text targets, and elements of velocity targets."""
-        return list(micro.targets)
+        """Text targets, and elements of velocity targets, also by quarter of t."""
+        by_time = torch.zeros(4, dtype=torch.int64)
+        for v in micro.visuals:
+            by_time += torch.bincount(flow.quarter(v.t[v.target]), minlength=4) * v.latents.shape[1:].numel()
+        return [*micro.targets, *by_time.tolist()]
 
     def sums(self, micro: Packed) -> Tensor:
         """Cross-entropy and squared error."""
         losses = self.root(micro)
-        return torch.stack([losses.ntp, losses.flow])
+        return torch.cat([torch.stack([losses.ntp, losses.flow]), losses.flow_by_time])
 
 
 class Distillation:

@@ -25,22 +25,27 @@ class Meters:
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
         self._steps, self._since = 0, time.monotonic()
 
     def add(self, step: int, latest: dict[str, float], summed: dict[str, float], means: dict[str, float]) -> None:
-        """Record a finished step (counted from 1): values to report as they are, per second, and as a mean a step."""
+        """Record a finished step (counted from 1): values to report as they are, per second, and as a mean.
+
+        A mean is over the steps that had such a value.
+        """
         for name, value in (summed | means).items():
             self._sums[name] += value
+            self._counts[name] += 1
         self._steps += 1
         if step % self.every and step != self.last:
             return
         seconds = time.monotonic() - self._since
         line = {"step": step, **latest}
-        line |= {name: self._sums[name] / self._steps for name in means}
-        line |= {f"{name}_per_s": self._sums[name] / seconds for name in summed}
+        line |= {name: self._sums[name] / (seconds if name in summed else n) for name, n in self._counts.items()}
         line |= {"step_s": seconds / self._steps}
         self._write(line)
         self._sums.clear()
+        self._counts.clear()
         self._steps, self._since = 0, time.monotonic()
 
     def event(self, step: int, **facts: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from showo2.data.mixture import Entry
+from showo2.data.order import WINDOW
 from showo2.flow import Order
 from showo2.model import FlowHeadConfig
 
@@ -35,6 +36,21 @@ class ModelParts:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """How a model lies on the workers and is computed. Only `precision` changes results, by its rounding."""
+
+    shard: int = 0
+    """workers that share one copy of the weights, each such set being a replica (HSDP); 0: all of them"""
+    precision: Literal["fp32", "autocast", "bf16"] = "fp32"
+    """of what is computed: bf16 throughout, or (autocast) in matrix products only, where the processor has it; masters,
+    gradient sums, optimizer and average are fp32"""
+    recompute: Literal["nothing", "cheap", "blocks"] = "nothing"
+    """in the backward pass: nothing, all but matrix products and attention, or whole blocks"""
+    compile: bool = False
+    """compile every transformer block"""
+
+
+@dataclass(frozen=True)
 class Group:
     """Parameters that share a learning rate: those whose name starts with one of `parts`."""
 
@@ -50,8 +66,8 @@ class Recipe:
     """name of the recipe that a run's folder remembers"""
     summary: str
     """a line for people"""
-    start: Literal["parts", "checkpoint"]
-    """build the model from the parts in `model`, or go on from --init"""
+    start: Literal["parts", "checkpoint", "transfer"]
+    """build the model from the parts in `model`, go on from --init, or build it and carry over what fits of --init"""
     model: ModelParts
     mixture: tuple[Entry, ...]
     """what a global batch is made of"""
@@ -83,16 +99,26 @@ class Recipe:
     """largest norm of the gradient"""
     ema: float = 0.9999
     """decay of the average of weights that is exported"""
-    autocast: bool = False
-    """matrix products in bf16 where the processor has it; weights, gradients and attention on CPUs stay fp32"""
+    parallel: Parallel = field(default_factory=Parallel)
+    """sharding, precision, recomputation, compilation"""
     accumulate: int = 1
     """micro-batches per rank and step; the update is the same for any number"""
     seed: int = 0
     """of the order, the noise and the new layers"""
+    window: int = WINDOW
+    """shards that an epoch mixes at a time; two windows of remote shards should fit the cache"""
+    readers: int = 0
+    """processes of each rank that prepare batches; 0: a thread. The batches are the same"""
+    blocklist: str = ""
+    """file of uids, one a line, that are left out of the batches"""
     max_skipped: int = 20
     """steps with a non-finite loss or gradient that a run survives"""
     max_damaged: int = 1000
     """unreadable rows that a run survives"""
+    spike: float = 2.0
+    """times the mean of the last 100 losses; four losses above that are told as a spike. 0: they are not"""
+    hang_s: float = 1800.0
+    """seconds without a finished step after which every rank writes its stacks and ends"""
     checkpoint_every: int = 1000
     """steps between checkpoints"""
     keep: int = 3
@@ -109,7 +135,7 @@ class Recipe:
         unknown = [p for g in self.groups for p in g.parts if not p.startswith(PARTS)]
         if unknown:
             raise ValueError(f"recipe {self.name}: no parameters are named {unknown}; parts are {', '.join(PARTS)}")
-        for name in ("steps", "context", "accumulate", "checkpoint_every", "keep", "log_every", "batch"):
+        for name in ("steps", "context", "accumulate", "checkpoint_every", "keep", "log_every", "batch", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe {self.name}: {name} is {getattr(self, name)}; need 1 or more")
 

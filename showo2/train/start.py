@@ -14,14 +14,18 @@ from torch.distributed.tensor import DTensor
 
 from showo2.data.sources import Source
 from showo2.model import Showo2, Showo2Config, checkpoint
+from showo2.model.transfer import SCALE_UP, transfer
 from showo2.shards import Manifest
 from showo2.text import Tokenizer
+from showo2.train.checkpoint import committed, read_tensors
 from showo2.train.parallel import Workers
 from showo2.train.recipe import Recipe
 
 CONFIG = "config.json"
 EXPORT = "export"
 STORY = "training.json"
+# Configuration and tokenizer of the run's model, for exports while it trains.
+MODEL = "model"
 
 
 def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) -> list[Manifest]:
@@ -33,7 +37,7 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
     if recipe.start == "parts" and init is not None:
         raise ValueError(f"recipe {recipe.name} starts from its parts ({recipe.model.llm}, {recipe.model.siglip}): "
                          "leave out --init, or name other parts with --model.llm and --model.siglip")
-    if recipe.start == "checkpoint":
+    if recipe.start != "parts":
         if init is None:
             raise ValueError(f"recipe {recipe.name} goes on from an earlier stage: give its run with --init RUN")
         _exported(init)
@@ -46,14 +50,20 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
     return manifests
 
 
-def build_model(recipe: Recipe, init: str | None) -> tuple[Showo2, Tokenizer]:
-    """The model and tokenizer that a stage starts from, the same on every rank.
+def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[Showo2, Tokenizer]:
+    """The model and tokenizer that a stage starts from, the same on every rank; the `first` one tells of a transfer.
 
     init: a finished run's folder, a folder that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
     """
     if recipe.start == "parts":
         return _from_parts(recipe)
     folder = _exported(str(init))
+    if recipe.start == "transfer":
+        model, tokenizer = _from_parts(recipe)
+        report = transfer(model, folder, SCALE_UP).check()
+        if first:
+            print(report)
+        return model, tokenizer
     model = Showo2.from_pretrained(folder)
     model.config = replace(model.config, size=recipe.model.size, conversation=recipe.model.conversation)
     return model, Tokenizer.from_pretrained(folder)
@@ -103,6 +113,32 @@ def export(model: Showo2, average: dict[str, Tensor], tokenizer: Tokenizer, out:
         fresh.rename(target)
     workers.barrier()
     return target
+
+
+def write_model(model: Showo2, tokenizer: Tokenizer, out: Path) -> None:
+    """Write `out`/model: what a checkpoint needs beside its tensors to become a `from_pretrained` folder."""
+    (out / MODEL).mkdir(parents=True, exist_ok=True)
+    (out / MODEL / CONFIG).write_text(json.dumps(model.config.to_dict()))
+    tokenizer.save_pretrained(out / MODEL)
+
+
+def export_checkpoint(run: Path, target: Path, step: int | None = None, averaged: bool = True) -> int:
+    """Make a `from_pretrained` folder of a checkpoint (the newest, or that of `step`) of a run, also while it trains.
+
+    averaged: the average of weights, or the weights as they are. Needs no process group and no GPU. Returns the step;
+    raises ValueError where there is no such checkpoint.
+    """
+    folders = {int(folder.name[5:]): folder for folder in committed(run / "checkpoints")}
+    if not folders or step not in (None, *folders):
+        wanted = "" if step is None else f" of step {step}"
+        raise ValueError(f"{run} has no checkpoint{wanted}; it has {sorted(folders)}")
+    step = max(folders) if step is None else step
+    parts = read_tensors(folders[step], ("model", "average"))
+    with torch.device("meta"):
+        model = Showo2(Showo2Config.from_dict(json.loads((run / MODEL / CONFIG).read_text())))
+    checkpoint.save_pretrained(model, target, parts["model"] | (parts["average"] if averaged else {}))
+    Tokenizer.from_pretrained(run / MODEL).save_pretrained(target)
+    return step
 
 
 def exported_step(out: Path) -> int:

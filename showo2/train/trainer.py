@@ -17,15 +17,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from showo2.data.loader import Batch, Loader, Stream
+from showo2.data.loader import Batch, Loader, Stream, read_blocklist
+from showo2.data.mixture import Cursor
 from showo2.data.order import make_key
 from showo2.train import start
 from showo2.train.checkpoint import Checkpoints, State
+from showo2.train.cost import Flops, flops, peak
+from showo2.train.goodput import Goodput
+from showo2.train.guard import SpikeWatch, read_skips
 from showo2.train.losses import Distillation, Objective, Unified
 from showo2.train.meters import Meters
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
-from showo2.train.parallel import Workers, blocks, has_bf16, set_gradient_sync, shard
+from showo2.train.parallel import Workers, blocks, has_bf16, parallelize, replicas, set_gradient_sync
 from showo2.train.recipe import Recipe
+from showo2.train.stopwatch import Stopwatch, pace
+from showo2.train.watchdog import STACKS, Watchdog
 
 Outcome = Literal["finished", "stopped"]
 
@@ -44,6 +50,8 @@ class Step:
     tokens: int
     lost: int
     stop: bool
+    save: bool
+    flops: Flops
 
     @property
     def finite(self) -> bool:
@@ -54,25 +62,34 @@ class Step:
 class Trainer:
     """A run of `recipe` on `data` (manifests or dataset folders) in the folder `out`; every rank makes one.
 
-    init: what the stage goes on from. stop: asked before every step whether to save and leave. on_checkpoint: told
-    of every checkpoint begun (step and metrics). A folder that holds checkpoints is resumed from the newest.
+    init: what the stage goes on from. stop, save_now: asked in every step, on every rank, whether to save and leave
+    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). A folder that holds
+    checkpoints is resumed from the newest.
     """
 
     def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None = None,
                  workers: Workers | None = None, stop: Callable[[], bool] = lambda: False,
-                 on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None):
+                 on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None,
+                 save_now: Callable[[], bool] = lambda: False):
         self.recipe, self.out, self.workers = recipe, Path(out), workers or Workers()
-        self.stop, self.on_checkpoint = stop, on_checkpoint
+        self.stop, self.on_checkpoint, self.save_now = stop, on_checkpoint, save_now
         self.manifests = start.check(recipe, data, self.out, init)
         self.workers.barrier()
         _write_config(self.out, recipe, data, init, self.workers)
-        self.model, self.tokenizer = start.build_model(recipe, init)
+        self.goodput = Goodput(self.out) if self.workers.first else None
+        self.model, self.tokenizer = start.build_model(recipe, init, self.workers.first)
+        if self.workers.first:
+            start.write_model(self.model, self.tokenizer, self.out)
         trained = freeze(self.model, recipe)
-        self.model.to(self.workers.device)
         self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
                                      if recipe.distills else Unified(self.model, recipe.alpha))
+        # What a stage does not compute with (all but S, in distillation) stays where it is.
+        self.objective.root.to(self.workers.device)
         units = [block for block in blocks(self.model) if block in set(self.objective.root.modules())]
-        shard(self.objective.root, units, self.workers)
+        parallelize(self.objective.root, units, self.workers, recipe.parallel)
+        self.autocast = recipe.parallel.precision == "autocast" and has_bf16()
+        self.replicas = replicas(self.workers, recipe.parallel)
+        self.stopwatch = Stopwatch(units, self.workers.device)
         # Sharding replaces parameters: take those of today.
         self.trained = {name: p for name, p in self.model.named_parameters() if name in trained}
         self.optimizer = build_optimizer(self.trained, recipe)
@@ -80,17 +97,20 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.workers, recipe.keep)
         self.done, self.skipped, self.lost = 0, 0, 0
         self.data_state: dict[str, Any] | None = None
+        self.spikes = SpikeWatch(recipe.spike)
         self._resume()
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""
         meters = Meters(self.out, self.done, self.recipe.log_every, self.recipe.steps) if self.workers.first else None
         loader = Loader(self._stream(), self.manifests, self.tokenizer, self.workers.rank, self.workers.world,
-                        self.done, self.data_state)
+                        self.done, self.data_state, self.recipe.readers)
+        watchdog = Watchdog(self.out / STACKS, self.workers.rank, self.recipe.hang_s)
         try:
-            outcome = self._loop(loader, meters)
+            outcome = self._loop(loader, meters, watchdog)
             self.checkpoints.wait()
         finally:
+            watchdog.close()
             loader.close()
             if meters:
                 meters.close()
@@ -99,9 +119,12 @@ class Trainer:
             start.export(self.model, self.average.weights, self.tokenizer, self.out, self.workers, story)
         return outcome
 
-    def _loop(self, loader: Loader, meters: Meters | None) -> Outcome:
+    def _loop(self, loader: Loader, meters: Meters | None, watchdog: Watchdog) -> Outcome:
         batches = iter(loader)
+        if self.goodput:
+            self.goodput.started()
         while self.done < self.recipe.steps:
+            watchdog.beat()
             begin = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - begin
@@ -109,8 +132,12 @@ class Trainer:
             self.done += 1
             self.data_state = batch.state
             self.lost += step.lost
+            if self.goodput:
+                self.goodput.lost["data"] += waited
+                self.goodput.step(self.done, time.monotonic() - begin - waited, step.finite)
             self._report(step, batch, waited, meters)
-            if step.stop or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
+            asked = step.stop or step.save
+            if asked or self.done % self.recipe.checkpoint_every == 0 or self.done == self.recipe.steps:
                 self.save(step)
             if step.stop and self.done < self.recipe.steps:
                 return "stopped"
@@ -120,20 +147,23 @@ class Trainer:
         """One update from this rank's part of a global batch; none where loss or gradient is not finite."""
         # Whatever a layer may draw is a function of the step: no generator's state has to outlive a process.
         torch.manual_seed(make_key(self.recipe.seed, "step", self.done))
-        counts, tokens, lost, stop = self._count(batch)
+        counts, tokens, lost, stop, save, work = self._count(batch)
         sums = torch.zeros(len(counts), dtype=torch.float64)
         weights = torch.tensor(self.objective.weights) / counts.clamp(min=1)
         for i, micro in enumerate(batch.micro):
             set_gradient_sync(self.objective.root, i == len(batch.micro) - 1)
-            with torch.autocast(self.workers.device.type, torch.bfloat16, self.recipe.autocast and has_bf16()):
+            with torch.autocast(self.workers.device.type, torch.bfloat16, self.autocast):
                 parts = self.objective.sums(micro.to(self.workers.device))
             (parts * weights.to(parts)).sum().backward()
             sums += parts.detach().double().cpu()
-        facts = self.workers.sum(torch.cat([sums, squared_norm(self.trained.values()).cpu()[None]]))
+        norm = squared_norm(self.trained.values()).cpu() / self.replicas
+        facts = self.workers.sum(torch.cat([sums, norm[None]]))
         means = facts[:-1] / counts.clamp(min=1)
         loss = float((torch.tensor(self.objective.weights).double() * means).sum())
-        step = Step(loss, dict(zip(self.objective.terms, means.tolist(), strict=True)), math.sqrt(float(facts[-1])),
-                    tokens, lost, stop)
+        # A part that no sample of this step has tells nothing; terms of the loss are told also where they are 0.
+        terms = zip(self.objective.terms, means.tolist(), counts.tolist(), self.objective.weights, strict=True)
+        told = {name: mean for name, mean, count, weight in terms if count or weight}
+        step = Step(loss, told, math.sqrt(float(facts[-1])), tokens, lost, stop, save, work)
         if step.finite:
             clip(self.trained.values(), step.norm, self.recipe.clip)
             set_rate(self.optimizer, rate(self.done, self.recipe))
@@ -142,26 +172,53 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return step
 
-    def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool]:
-        """The terms' global counts (float64), tokens, lost rows, and whether any rank was asked to stop."""
+    def _count(self, batch: Batch) -> tuple[Tensor, int, int, bool, bool, Flops]:
+        """Over all ranks: the terms' counts (float64), tokens, lost rows, whether one shall stop or save, and FLOPs."""
         counts = [self.objective.counts(micro) for micro in batch.micro]
-        local = [sum(term) for term in zip(*counts, strict=True)] + [batch.tokens, len(batch.lost), int(self.stop())]
-        *terms, tokens, lost, stop = self.workers.sum(torch.tensor(local, dtype=torch.float64)).tolist()
-        return torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0
+        work = sum((flops(micro, self.model.config, self.recipe) for micro in batch.micro), Flops(0.0, 0.0))
+        local = [sum(term) for term in zip(*counts, strict=True)]
+        local += [batch.tokens, len(batch.lost), self.stop(), self.save_now(), work.useful, work.done]
+        everyone = self.workers.sum(torch.tensor(local, dtype=torch.float64))
+        *terms, tokens, lost, stop, save, useful, done = everyone.tolist()
+        return (torch.tensor(terms, dtype=torch.float64), int(tokens), int(lost), stop > 0, save > 0,
+                Flops(useful, done))
 
     def _report(self, step: Step, batch: Batch, waited: float, meters: Meters | None) -> None:
         if not step.finite:
             self._skip(step, batch, meters)
+        elif self.recipe.spike and self.spikes.add(step.loss):
+            self._tell_spike(batch, meters)
         if step.lost:
             lost = [message for part in self.workers.gather(batch.lost) for message in part]
             self._event(meters, lost_rows=lost)
             if self.lost > self.recipe.max_damaged:
                 raise Diverged(f"{self.lost} rows could not be read, more than max_damaged={self.recipe.max_damaged}; "
                                f"the last ones: {'; '.join(lost[:5])}")
-        if meters and step.finite:
-            latest = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped, "lost": self.lost}
-            means = {"loss": step.loss, **step.terms, "grad_norm": step.norm, "data_wait_s": waited}
-            meters.add(self.done, latest, {"samples": self.recipe.batch, "tokens": step.tokens}, means)
+        self._measure(step, waited, meters)
+
+    def _measure(self, step: Step, waited: float, meters: Meters | None) -> None:
+        latest: dict[str, float] = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped,
+                                    "lost": self.lost}
+        if self.done % self.recipe.log_every == 0 or self.done == self.recipe.steps:
+            latest |= pace(self.workers.gather(self.stopwatch.read()))
+            latest |= self.goodput.write() if self.goodput else {}
+        if not meters or not step.finite:
+            return
+        rates = {"samples_per_s": self.recipe.batch, "tokens_per_s": step.tokens,
+                 "tflop_per_s": step.flops.useful / 1e12}
+        if top := peak(self.workers.device):
+            rates |= {"mfu": step.flops.useful / (top * self.workers.world),
+                      "hfu": step.flops.done / (top * self.workers.world)}
+        means = {"loss": step.loss, **step.terms, "grad_norm": step.norm, "data_wait_s": waited}
+        meters.add(self.done, latest, rates, means)
+
+    def _tell_spike(self, batch: Batch, meters: Meters | None) -> None:
+        uids = [uid for part in self.workers.gather(batch.uids) for uid in part]
+        self._event(meters, spike_uids=uids)
+        if self.workers.first:
+            warnings.warn(f"step {self.done}: the loss stands above {self.recipe.spike} times its mean for some steps; "
+                          f"to go back and leave these samples out: python -m jobs.rewind {self.out} --to "
+                          f"{max(0, self.done - 100)} --skip 200", stacklevel=2)
 
     def _skip(self, step: Step, batch: Batch, meters: Meters | None) -> None:
         self.skipped += 1
@@ -182,7 +239,10 @@ class Trainer:
         """Begin a checkpoint of where the run stands."""
         facts = {"step": self.done, "skipped": self.skipped, "lost": self.lost, "data": self.data_state,
                  "manifests": [m.hash for m in self.manifests], "world": self.workers.world}
+        begin = time.monotonic()
         self.checkpoints.save(self.done, self._state(), facts)
+        if self.goodput:
+            self.goodput.lost["save"] += time.monotonic() - begin
         self.on_checkpoint({"step": self.done, "loss": step.loss})
 
     def _resume(self) -> None:
@@ -191,6 +251,9 @@ class Trainer:
             return
         self.done, self.skipped, self.lost, self.data_state = (
             facts[name] for name in ("step", "skipped", "lost", "data"))
+        if batches := read_skips(self.out).get(str(self.done)):
+            weights = {entry.name: entry.samples for entry in self.recipe.mixture if entry.samples}
+            self.data_state = Cursor.load(weights, self.data_state).skip(batches * self.recipe.batch).state_dict()
         if self.workers.first and facts["manifests"] != [m.hash for m in self.manifests]:
             warnings.warn(f"the data changed since step {self.done}: sources go on at the sample numbers they had "
                           "reached, in the order of the new data", stacklevel=2)
@@ -203,7 +266,8 @@ class Trainer:
     def _stream(self) -> Stream:
         r, config = self.recipe, self.model.config
         return Stream(r.mixture, r.bucket, r.context, config.conversation, r.seed, config.llm["hidden_size"],
-                      r.caption_dropout, r.noised, r.steps - r.noised_steps, config.siglip["image_size"], r.accumulate)
+                      r.caption_dropout, r.noised, r.steps - r.noised_steps, config.siglip["image_size"], r.accumulate,
+                      r.window, read_blocklist(r.blocklist))
 
 
 def _write_config(out: Path, recipe: Recipe, data: tuple[str, ...], init: str | None, workers: Workers) -> None:

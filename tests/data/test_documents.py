@@ -22,7 +22,7 @@ def row(text="a red circle", turns=()):
 
 
 def made(task, of, context=128, dropout=0.0, number=0):
-    return build(task, of, draw(0, [("e", number)], SHAPE)[0], TOKENIZER, context, "plain", dropout)
+    return build(task, of, draw(0, [("e", number)], [SHAPE], [1])[0], TOKENIZER, context, "plain", dropout)
 
 
 def said(document):
@@ -30,19 +30,22 @@ def said(document):
 
 
 def test_draws_depend_on_seed_entry_and_number_only():
-    [one], [_, again] = draw(0, [("e", 5)], SHAPE), draw(0, [("x", 0), ("e", 5)], SHAPE)
-    assert torch.equal(one.noise, again.noise) and one.t == again.t and one.drop == again.drop
-    for other in (*draw(1, [("e", 5)], SHAPE), *draw(0, [("f", 5), ("e", 6)], SHAPE)):
-        assert not torch.equal(one.noise, other.noise) and one.t != other.t
+    def drawn(seed, *samples):
+        return draw(seed, samples, [SHAPE] * len(samples), [1] * len(samples))
+
+    [one], [_, again] = drawn(0, ("e", 5)), drawn(0, ("x", 0), ("e", 5))
+    assert torch.equal(one.noise, again.noise) and one.times == again.times and one.drop == again.drop
+    for other in (*drawn(1, ("e", 5)), *drawn(0, ("f", 5), ("e", 6))):
+        assert not torch.equal(one.noise, other.noise) and one.times != other.times
 
 
 def test_draws_have_the_right_distributions():
-    draws = draw(0, [("e", n) for n in range(4000)], (16,))
+    draws = draw(0, [("e", n) for n in range(4000)], [(16,)] * 4000, [1] * 4000)
     noise = torch.stack([d.noise for d in draws])
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert abs(np.mean([d.drop < 0.1 for d in draws]) - 0.1) < 0.02
     # Half of the logit-normal draws lie below 1/2, which the shift by s = e^0.580 moves to 1/(1 + s).
-    assert abs(np.median([d.t for d in draws]) - 1 / (1 + np.exp(0.58))) < 0.02
+    assert abs(np.median([d.times[0] for d in draws]) - 1 / (1 + np.exp(0.58))) < 0.02
 
 
 def test_generation_has_a_target_and_sometimes_no_caption():

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from showo2.data.documents import Pairs
-from showo2.data.loader import Loader, Stream
+from showo2.data.loader import Batches, Loader, Stream
 from showo2.data.mixture import Entry
 from showo2.sequence import IGNORE
 from showo2.shards import Manifest
@@ -24,7 +24,7 @@ STREAM = Stream(MIXTURE, BUCKET, context=96, style="plain", seed=0, width=32, ca
 
 def step(manifest, world, state=None, stream=STREAM, at=0):
     """All ranks' batches of one step."""
-    return [Loader(stream, [manifest], TOKENIZER, rank, world, at, state).prepare() for rank in range(world)]
+    return [Batches(stream, [manifest], TOKENIZER, rank, world, at, state)[at] for rank in range(world)]
 
 
 def content(batches):
@@ -55,10 +55,10 @@ def test_ranks_get_nearly_equal_work(manifest):
 
 
 def test_background_batches_are_those_prepared_in_turn(manifest):
-    quiet, loader = Loader(STREAM, [manifest], TOKENIZER), Loader(STREAM, [manifest], TOKENIZER)
-    batches = iter(loader)
-    for _ in range(5):
-        assert next(batches).uids == quiet.prepare().uids
+    loader = Loader(STREAM, [manifest], TOKENIZER)
+    quiet, batches = loader.batches, iter(loader)
+    for step in range(5):
+        assert next(batches).uids == quiet[step].uids
     loader.close()
     assert not loader._thread.is_alive()
 

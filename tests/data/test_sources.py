@@ -12,7 +12,7 @@ PAIRS = Entry("pairs", "generate", "pair", 1)
 
 
 def uids(source, numbers):
-    return [source.read(place).uid for place in source.places(numbers).tolist()]
+    return [row.uid for row in source.read(source.places(numbers).tolist())]
 
 
 def test_every_row_once_an_epoch_and_epochs_differ(manifest):
@@ -38,7 +38,7 @@ def test_kind_and_source_choose_the_rows(manifest):
     entry = Entry("talk", "converse", "conversation", 1, ("instruct",))
     source = Source(entry, [manifest], BUCKET, seed=0)
     assert source.rows == 24
-    assert source.read(0).text.conversation()[1]["value"] == "red"
+    assert source.read([0])[0].text.conversation()[1]["value"] == "red"
 
 
 @pytest.mark.parametrize(("entry", "bucket"), [

@@ -1,22 +1,36 @@
 """The command: what it refuses, how it stops, and training on Ray through the death of a worker."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from jobs import train
 from showo2 import recipes
+from showo2.data.mixture import Entry
+from showo2.model import Showo2
 from showo2.train.meters import METRICS, read
-from showo2.train.recipe import Recipe
+from showo2.train.recipe import Group, Recipe
 from showo2.train.trainer import Trainer
 from tests.train.small import small_dataset, small_parts, small_recipe, story
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The command takes all cores; what runs after these tests counts on one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +90,36 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, data, recipe):
     assert (tmp_path / "export" / "config.json").is_file()
 
 
+def test_a_chain_hands_over_and_scales_up(tmp_path, data, recipe, capsys):
+    """The tiny ladder in small: distillation, a stage, and a wider language model that takes over its flow head."""
+    wide = replace(recipe.model, llm=small_parts(tmp_path / "wide", width=48).llm)
+    quick = replace(recipe, steps=2)
+    stages = [
+        replace(quick, name="distill", mixture=(Entry("p", "distill", "pair", 4),), groups=(Group(("semantic.",), 1e-3),)),
+        replace(quick, name="stage", start="checkpoint"),
+        replace(quick, name="align", start="transfer", model=wide, groups=(Group(("fusion.", "flow_head.project."), 1e-3),)),
+    ]
+    config = train.Train(stages[0], (data,), tmp_path / "runs", workers=0)
+    assert train.train_through(config, stages) == "finished"
+    told = capsys.readouterr().out
+    assert "3/3 align" in told and "flow_head.project    new" in told and "language_model       dropped" in told
+    small, large = (Showo2.from_pretrained(tmp_path / "runs" / name / "export") for name in ("stage", "align"))
+    assert large.config.llm["hidden_size"] == 48
+    kept = ("semantic.", "time_embed.", "flow_head.blocks.", "flow_head.final.")
+    theirs = large.state_dict()
+    assert all(torch.equal(t, theirs[name]) for name, t in small.state_dict().items() if name.startswith(kept))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/export/model.safetensors")}
+    assert train.train_through(config, stages) == "finished" and len(before) == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_through_is_told_what_it_lacks(capsys, data, tmp_path):
+    run = ("--data", data, "--out", str(tmp_path / "runs"))
+    assert "--through needs two recipes" in refused(capsys, "--through", "tiny-stage1", *run)
+    assert "options of a recipe do not go with --through" in refused(
+        capsys, "--through", "tiny-distill..tiny-stage1", *run, "--steps", "3")
+
+
 def kill_a_worker(out: Path, at: int, killed: list[int]) -> None:
     """kill -9 one of Ray Train's workers once the run has done `at` steps."""
     while len(read(out / METRICS)) < at:
@@ -97,3 +141,12 @@ def test_ray_workers_survive_the_death_of_one(ray_session, tmp_path, data, recip
     Trainer(recipe, (data,), tmp_path / "alone").run()
     for mine, theirs in zip(story(out), story(tmp_path / "alone"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.timeout(300)
+def test_fewer_workers_than_asked_for_are_enough(ray_session, tmp_path, data, recipe):
+    """Two logical CPUs hold two of the three workers."""
+    config = train.Train(replace(recipe, steps=2), (data,), tmp_path / "run", workers=3, min_workers=1)
+    assert train.train(config) == "finished"
+    facts = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002" / "facts.json").read_text())
+    assert facts["world"] == 2

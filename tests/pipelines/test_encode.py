@@ -244,7 +244,7 @@ def test_other_sizes_live_side_by_side(run, tmp_path):
     both = encode(config)
     manifest = Manifest.load(config.data)
     assert manifest.buckets == [(1, 8, 8), (1, 12, 12)] and both.rows == 36
-    assert {shard.teacher_path for shard in manifest.select((1, 12, 12))} == {None}
+    assert {shard.teacher_path for shard in manifest.shards if shard.bucket == (1, 12, 12)} == {None}
 
 
 def test_a_vae_that_does_not_fit_is_stopped_by_the_audit(run, tmp_path):

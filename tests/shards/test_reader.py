@@ -70,7 +70,7 @@ def test_threads_share_a_reader(reader, latents):
 
 
 def test_flipped_byte_in_latents_harms_one_row(reader, uids):
-    start = int(reader._fixed.starts[1, -1])
+    start = int(reader._fixed.starts[1])
     flip(reader.path, start + 5 * reader.schema.row_bytes + 7)
     with pytest.raises(DamagedRow, match=rf"row 69 \(uid {uids[69]}\) of .*a.arrow") as caught:
         reader.read(69)
@@ -122,5 +122,3 @@ def test_truncated_missing_foreign_and_newer_files_are_named(reader, tmp_path, s
         out.write_table(table)
     with pytest.raises(ShardError, match="shard format 9, this version reads 1"):
         ShardReader(newer).rows  # noqa: B018
-    with pytest.raises(ShardError, match="local disks"):
-        ShardReader("s3://bucket/a.arrow").rows  # noqa: B018

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,11 +72,11 @@ def small_dataset(folder: Path, shard_rows: int = 24) -> str:
     return str(folder)
 
 
-def small_parts(folder: Path) -> ModelParts:
+def small_parts(folder: Path, width: int = 32) -> ModelParts:
     """A random language model with its tokenizer and a random SigLIP under `folder`."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
-    llm = Qwen2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    llm = Qwen2Config(hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                       intermediate_size=64, vocab_size=tokenizer.vocab_size, tie_word_embeddings=True)
     Qwen2ForCausalLM(llm).save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
@@ -104,8 +105,8 @@ def _jpeg(colour: str) -> bytes:
 
 def story(run: Path) -> list[dict[str, float]]:
     """What a run's metrics say of each step, without what the clock said."""
-    timed = ("data_wait_s", "samples_per_s", "tokens_per_s", "step_s")
-    lines = [{k: v for k, v in line.items() if k not in timed} for line in read(run / METRICS)]
+    timed = re.compile(r".*(_s|_per_s|_slowest|_median)|slowest_rank|goodput")
+    lines = [{k: v for k, v in line.items() if not timed.fullmatch(k)} for line in read(run / METRICS)]
     return [line for line in lines if "loss" in line]
 
 
@@ -123,6 +124,8 @@ def ranks(world: int, function: Callable[..., None], *arguments: object) -> list
 
 
 def _rank(rank: int, world: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    # A test before may have made threads, which a fork does not copy: what then waits for them waits for ever.
+    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(join(), *arguments)
     # Past the interpreter's farewell: threads that the fork copied would keep it waiting.

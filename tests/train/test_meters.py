@@ -6,7 +6,7 @@ from showo2.train.meters import METRICS, Meters, last, read
 def run(folder, start, stop, every=2):
     meters = Meters(folder, start, every, 5)
     for step in range(start + 1, stop + 1):
-        meters.add(step, {"lr": 0.1}, {"samples": 8.0}, {"loss": float(step)})
+        meters.add(step, {"lr": 0.1}, {"samples_per_s": 8.0}, {"loss": float(step)})
     meters.close()
     return read(folder / METRICS)
 

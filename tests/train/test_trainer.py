@@ -15,7 +15,8 @@ from showo2.data.mixture import Entry
 from showo2.model import Showo2
 from showo2.sequence import Text, pack
 from showo2.train.meters import METRICS, read
-from showo2.train.recipe import NEW_PARTS, Group
+from showo2.train.recipe import NEW_PARTS, Group, Parallel
+from showo2.train.start import export_checkpoint
 from showo2.train.trainer import Diverged, Trainer
 from tests.train.small import ranks, small_dataset, small_recipe, story
 
@@ -50,7 +51,7 @@ def test_another_seed_is_another_run(whole, tmp_path, data, parts):
 
 def test_autocast_rounds_products_and_keeps_weights(whole, tmp_path, data, parts, monkeypatch):
     monkeypatch.setattr("showo2.train.trainer.has_bf16", lambda: True)  # It works everywhere, only slower.
-    Trainer(small_recipe(parts, autocast=True), data, tmp_path).run()
+    Trainer(small_recipe(parts, parallel=Parallel(precision="autocast")), data, tmp_path).run()
     rounded, exact = ([step["loss"] for step in story(run)] for run in (tmp_path, whole))
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.02)
@@ -95,6 +96,13 @@ def test_stopped_on_request_and_run_again_is_bit_equal(whole, tmp_path, data, pa
     assert again.done == 3
     assert again.run() == "finished"
     assert_same(tmp_path, whole)
+
+
+def test_a_notice_saves_and_the_run_goes_on(tmp_path, data, parts):
+    asked = iter([False, False, True, False])
+    trainer = Trainer(small_recipe(parts, checkpoint_every=9, steps=4), data, tmp_path, save_now=lambda: next(asked))
+    assert trainer.run() == "finished"
+    assert sorted(folder.name[-1] for folder in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
 def test_damaged_newest_checkpoint_is_passed_over(whole, tmp_path, data, parts):
@@ -184,6 +192,18 @@ def test_damaged_rows_are_skipped_counted_and_named(tmp_path, parts):
     assert story(tmp_path / "run")[-1]["lost"] == 1
     with pytest.raises(Diverged, match="more than max_damaged=0; the last ones: row .*web-0.arrow"):
         Trainer(replace(recipe, max_damaged=0), (path,), tmp_path / "strict").run()
+
+
+def test_any_checkpoint_can_be_exported(whole, tmp_path):
+    assert export_checkpoint(whole, tmp_path / "average") == 6
+    assert (tmp_path / "average" / "model.safetensors").read_bytes() == weights(whole)
+    assert export_checkpoint(whole, tmp_path / "raw", 4, averaged=False) == 4
+    raw = Showo2.from_pretrained(tmp_path / "raw").state_dict()
+    averaged = Showo2.from_pretrained(tmp_path / "average").state_dict()
+    assert not torch.equal(raw["fusion.1.weight"], averaged["fusion.1.weight"])
+    assert (tmp_path / "raw" / "tokenizer.json").is_file()
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5; it has \[2, 4, 6\]"):
+        export_checkpoint(whole, tmp_path / "no", 5)
 
 
 def test_stages_hand_over_and_frozen_parts_stay(tmp_path, data, parts):

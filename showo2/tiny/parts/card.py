@@ -25,6 +25,10 @@ frame by frame. `latents_mean` and `latents_std` are measured: normalised latent
         """`transformers.Qwen2ForCausalLM` with a byte-level BPE tokenizer: 4 layers of width 128, at most 512 tokens,
 Show-o2's special ones among them; trained on captions, paraphrases and questions about captions.""",
     ),
+    "llm-large": (
+        "Larger language model",
+        "The same with 6 layers of width 192 and the same tokenizer: what the scale-up goes over to.",
+    ),
     "captioner": (
         "Captioner",
         """`transformers.LlavaForConditionalGeneration`: SigLIP's vision tower and the language model, trained together;
@@ -40,6 +44,8 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
     ("siglip", "right_of_32"): ("own caption found among 32", 0.90),
     ("llm", "questions_right"): ("text-only questions answered exactly", 0.95),
     ("llm", "questions_right_chat_layout"): ("the same in Qwen's chat layout", None),
+    ("llm-large", "questions_right"): ("text-only questions answered exactly", 0.95),
+    ("llm-large", "questions_right_chat_layout"): ("the same in Qwen's chat layout", None),
     ("captioner", "colours_right"): ("captions with all colours right", 0.95),
     ("captioner", "shapes_right"): ("captions with all shapes right", 0.95),
     ("captioner", "relations_right"): ("captions with the relation or place right", 0.95),

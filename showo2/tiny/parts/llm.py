@@ -136,8 +136,8 @@ def collate(rows: list[tuple[list[int], list[bool]]], pad: int) -> tuple[Tensor,
     return ids, ids != pad, answers
 
 
-def train(folder: Path, effort: float = 1.0, seed: int = 2) -> None:
-    """Train and save; `effort` scales the work."""
+def train(folder: Path, effort: float = 1.0, seed: int = 2, width: int = 128, layers: int = 4) -> None:
+    """Train and save; `effort` scales the work. 192 wide with 6 layers, it is the base model of the scale-up."""
     torch.manual_seed(seed)
     made, tokenizer = (
         documents(draw_scenes(share(60_000, effort), seed, mix=_MIX), seed),
@@ -146,10 +146,10 @@ def train(folder: Path, effort: float = 1.0, seed: int = 2) -> None:
     rows = encode(tokenizer, made)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
+        hidden_size=width,
         initializer_range=0.05,  # 0.02 suits a width of 1024 and more; here attention would take long to wake up
-        intermediate_size=384,
-        num_hidden_layers=4,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,

@@ -11,7 +11,7 @@ from showo2.tiny.parts import captioner, llm, siglip, vae
 
 # Parts of a phase are trained side by side, one process and one thread each, which makes more of two cores than two
 # threads do at these sizes. The captioner needs the language model and SigLIP.
-PHASES = (("llm", "siglip"), ("captioner", "vae"))
+PHASES = (("llm", "siglip"), ("captioner", "vae"), ("llm-large",))
 PARTS = tuple(part for phase in PHASES for part in phase)
 
 
@@ -21,6 +21,7 @@ def run_part(part: str, out: Path, effort: float) -> None:
     logging.set_verbosity_error()
     commands = {
         "llm": lambda: llm.train(out / "llm", effort),
+        "llm-large": lambda: llm.train(out / "llm-large", effort, width=192, layers=6),
         "vae": lambda: vae.train(out / "vae", effort),
         "siglip": lambda: siglip.train(out / "siglip", effort),
         "captioner": lambda: captioner.train(out / "captioner", out / "siglip", out / "llm", effort),
@@ -37,6 +38,7 @@ def measure(part: str, folder: Path) -> dict[str, float]:
     """Quality of a stored part on held-out scenes, rounded to four digits."""
     evaluate = {
         "llm": llm.evaluate,
+        "llm-large": llm.evaluate,
         "vae": vae.evaluate,
         "siglip": siglip.evaluate,
         "captioner": captioner.evaluate,

@@ -1,0 +1,165 @@
+"""The child process that decodes videos for `pipelines.clips`; it may hang, die or run out of memory, alone.
+
+Run as a script with the number of a socket and a limit of bytes of address space. A message is a length (4 bytes), JSON
+of that length, and `size` raw bytes after it. Nothing but numpy and the decoders is imported, so it starts quickly.
+"""
+
+import hashlib
+import io
+import json
+import resource
+import socket
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAMES = 17
+STEP = 3 / 24  # seconds: every third frame at 24 a second, so that 17 frames span 2 s at any rate
+SPAN = STEP * (FRAMES - 1)
+
+
+class Unusable(Exception):
+    """A video that no decoder can help: `args` are the class of failure and a detail."""
+
+
+def send(link: socket.socket, header: dict[str, Any], data: Any = b"") -> None:
+    """Write a message; `data` is anything with bytes."""
+    raw = json.dumps({**header, "size": memoryview(data).nbytes}).encode()
+    link.sendall(struct.pack("<I", len(raw)) + raw)
+    link.sendall(data)
+
+
+def receive(link: socket.socket) -> tuple[dict[str, Any], bytearray]:
+    """Read a message. Raises EOFError where the other side is gone."""
+    header = json.loads(_exactly(link, struct.unpack("<I", _exactly(link, 4))[0]))
+    return header, _exactly(link, header["size"])
+
+
+def _exactly(link: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size:
+        read = link.recv_into(view[done:])
+        if not read:
+            raise EOFError("the other side is gone")
+        done += read
+    return data
+
+
+def choose(stamps: NDArray[np.float64], uid: str, draw: int) -> list[int]:
+    """Indices of 17 frames: a window of 2 s that (uid, draw) places, and in it the frame on screen at each time.
+
+    stamps: when each frame appears, in seconds, ascending. Raises Unusable for a video of less than 2 s.
+    """
+    if len(stamps) < 2:
+        raise Unusable("too_short", f"{len(stamps)} frames")
+    # The last frame stays on screen for as long as frames do.
+    length = stamps[-1] + float(np.median(np.diff(stamps))) - stamps[0]
+    if length < SPAN:
+        raise Unusable("too_short", f"{length:.2f} s; a clip needs {SPAN:g} s")
+    digest = hashlib.blake2b(f"{uid}/{draw}".encode(), digest_size=8).digest()
+    start = stamps[0] + (length - SPAN) * int.from_bytes(digest, "big") / 2**64
+    times = start + STEP * np.arange(FRAMES)
+    # A millisecond of grace: containers round their stamps.
+    return (np.searchsorted(stamps, times + 1e-3, side="right") - 1).tolist()
+
+
+def by_decord(data: bytearray, uid: str, draw: int, max_pixels: int) -> tuple[NDArray[np.uint8], list[float]]:
+    """Frames (17, H, W, 3), upright, and their times in seconds."""
+    import decord  # which turns frames itself
+
+    video = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
+    height, width = video[0].shape[:2]
+    _check(width, height, max_pixels)
+    stamps = np.asarray(video.get_frame_timestamp(range(len(video))), np.float64)[:, 0]
+    chosen = choose(stamps, uid, draw)
+    return video.get_batch(chosen).asnumpy(), stamps[chosen].tolist()
+
+
+def by_pyav(data: bytearray, uid: str, draw: int, max_pixels: int) -> tuple[NDArray[np.uint8], list[float]]:
+    """As `by_decord`: stamps from the packets, then a seek to the key frame before the window."""
+    import av
+
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        _check(stream.width, stream.height, max_pixels)
+        ticks = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size})
+        stamps = np.array(ticks, np.float64) * float(stream.time_base)
+        chosen = choose(stamps, uid, draw)
+        wanted = {ticks[i] for i in chosen}
+        container.seek(ticks[chosen[0]], stream=stream)
+        frames: dict[int, NDArray[np.uint8]] = {}
+        turns = 0
+        for frame in container.decode(stream):
+            turns = _turns(frame)
+            if frame.pts in wanted:
+                frames[frame.pts] = frame.to_ndarray(format="rgb24")
+            if len(frames) == len(wanted):
+                break
+        missing = wanted - frames.keys()
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(wanted)} frames do not decode")
+        upright = np.rot90(np.stack([frames[ticks[i]] for i in chosen]), -turns, (1, 2))
+        return np.ascontiguousarray(upright), stamps[chosen].tolist()
+
+
+DECODERS = {"decord": by_decord, "pyav": by_pyav}
+
+
+def _check(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise Unusable("too_many_pixels", f"frames of {width}x{height} are over {max_pixels:,}")
+
+
+def facts(data: bytearray) -> dict[str, Any]:
+    """What the container says, without decoding more than one frame: upright size, seconds, codec."""
+    import av
+
+    with av.open(io.BytesIO(data)) as container:
+        if not container.streams.video:
+            raise Unusable("no_video", "the file has no video stream")
+        stream = container.streams.video[0]
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise Unusable("undecodable", "no frame decodes")
+        width, height = (first.width, first.height)[:: -1 if _turns(first) % 2 else 1]
+        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        return {"width": width, "height": height, "seconds": seconds, "format": stream.codec.name}
+
+
+def _turns(frame: Any) -> int:
+    """Quarter turns clockwise that make a frame upright; its rotation is in degrees the other way."""
+    return round(-frame.rotation / 90) % 4
+
+
+def _serve(link: socket.socket) -> None:
+    while True:
+        request, data = receive(link)
+        try:
+            found = facts(data)
+            if request["decoder"] == "none":
+                send(link, found)
+                continue
+            frames, times = DECODERS[request["decoder"]](data, request["uid"], request["draw"], request["max_pixels"])
+            send(link, {**found, "shape": frames.shape, "times": times}, frames.reshape(-1))
+        except Unusable as error:
+            send(link, {"error": error.args[0], "detail": error.args[1]})
+        except MemoryError:
+            send(link, {"error": "out_of_memory", "detail": "the decoder's limit"})
+        # Decoders answer a broken file with nearly any exception.
+        except Exception as error:
+            send(link, {"error": "undecodable", "detail": f"{type(error).__name__}: {error}"[:200]})
+
+
+if __name__ == "__main__":
+    limit = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        _serve(socket.socket(fileno=int(sys.argv[1])))
+    except (EOFError, ConnectionError):
+        pass  # The parent is gone.

@@ -1,0 +1,68 @@
+"""Loss spikes: seen while training, mended by going back and leaving out what caused them.
+
+PaLM (section 5.1): restart from about 100 steps before a spike and skip 200 to 500 batches.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import deque
+from pathlib import Path
+from statistics import fmean
+
+from showo2.train.checkpoint import MARKER, committed
+from showo2.train.start import EXPORT
+
+SKIPS = "skips.json"
+# Losses that the mean is taken over, and how many in a row must lie above it.
+WINDOW, PATIENCE = 100, 4
+
+
+class SpikeWatch:
+    """Tells when the last `PATIENCE` losses all exceed `factor` times the mean of the `WINDOW` before them."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+        self._losses: deque[float] = deque(maxlen=WINDOW + PATIENCE)
+
+    def add(self, loss: float) -> bool:
+        """Whether a spike begins with these losses; it is told once, then the losses are collected anew."""
+        self._losses.append(loss)
+        if len(self._losses) < WINDOW + PATIENCE:
+            return False
+        losses = list(self._losses)
+        spike = min(losses[WINDOW:]) > self.factor * fmean(losses[:WINDOW])
+        if spike:
+            self._losses.clear()
+        return spike
+
+
+def rewind(run: Path, to: int, skip: int) -> int:
+    """Make `run` go on from its newest checkpoint at or before step `to`, leaving out the next `skip` batches.
+
+    Returns that checkpoint's step. Later checkpoints and the export are deleted; the learning rate follows the step, as
+    ever. Raises ValueError where there is no such checkpoint, or nothing to do.
+    """
+    if skip < 1:
+        raise ValueError(f"skip is {skip}; leave out 1 batch or more: without that the same spike comes again")
+    folders = committed(run / "checkpoints")
+    steps = [int(folder.name[5:]) for folder in folders]
+    kept = next((step for step in steps if step <= to), None)
+    if kept is None:
+        raise ValueError(f"{run} has no checkpoint at or before step {to}; it has {sorted(steps)}")
+    # First what to skip, then the later checkpoints: cut off between the two, the same command ends it.
+    temporary = run / f"{SKIPS}.tmp"
+    temporary.write_text(json.dumps({**read_skips(run), str(kept): skip}))
+    temporary.rename(run / SKIPS)
+    shutil.rmtree(run / EXPORT, ignore_errors=True)
+    for folder, step in zip(folders, steps, strict=True):
+        if step > kept:
+            (folder / MARKER).unlink()
+            shutil.rmtree(folder)
+    return kept
+
+
+def read_skips(run: Path) -> dict[str, int]:
+    """Batches that are left out where the run goes on from a checkpoint, by its step."""
+    return json.loads((run / SKIPS).read_text()) if (run / SKIPS).is_file() else {}
