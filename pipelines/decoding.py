@@ -82,9 +82,9 @@ def by_pyav(data: bytearray, chosen: list[int], ticks: list[int]) -> NDArray[np.
     import av
 
     wanted = {ticks[i] for i in chosen}
-    frames: dict[int, NDArray[np.uint8]] = {}
+    frames: dict[int, NDArray[Any]] = {}
     turns = 0
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         container.seek(ticks[chosen[0]], stream=stream)
@@ -110,7 +110,7 @@ def stamps(data: bytearray, max_pixels: int) -> tuple[list[int], float]:
     """
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = _video(container)
         if stream.width * stream.height > max_pixels:
             raise Unusable("too_many_pixels", f"frames of {stream.width}x{stream.height} are over {max_pixels:,}")
@@ -128,7 +128,7 @@ def facts(data: bytearray) -> dict[str, Any]:
     """What the container says, without decoding more than one frame: upright size, seconds, codec."""
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = _video(container)
         first = next(container.decode(stream), None)
         if first is None:

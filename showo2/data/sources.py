@@ -153,7 +153,7 @@ class Source:
 def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:
     """Read rows into (rows, bytes); those that are damaged, by their number."""
     data, located = part
-    view, size = memoryview(data.reshape(-1)), data.shape[1]
+    view, size = data.reshape(-1).data, data.shape[1]
     damaged = {}
     for n, (reader, i) in enumerate(located):
         try:

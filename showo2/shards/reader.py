@@ -84,7 +84,7 @@ class _Fixed:
         self.lengths = [batch.num_rows for batch in batches]
         self.uids = b"".join(_values(batch, "uid").to_pybytes()[:UID_BYTES * batch.num_rows] for batch in batches)
         # A memoryview gives Python's int at once, where numpy makes a number of its own first.
-        self.checksums = memoryview(_column(batches, "checksum", "<u8", 1).ravel())
+        self.checksums = _column(batches, "checksum", "<u8", 1).ravel().data
         self.sizes = np.concatenate([_column(batches, name, "<i4", 1) for name in ("width", "height")], 1)
         self.crops = _column(batches, "crop", "<i4", 4)
         frames = self.schema.frames if self.schema.timed else 0
@@ -257,8 +257,10 @@ class ShardReader:
         if text.uid != uid:
             raise DamagedRow(uid, i, str(self.text_path), f"the text there is of uid {text.uid}")
         jpeg = self.teacher(i) if teacher else None
-        return Row(uid, fixed.schema.source, fixed.schema.kind, latents, text, *fixed.sizes[i].tolist(),
-                   tuple(fixed.crops[i].tolist()), jpeg, tuple(fixed.times[i].tolist()))
+        width, height = fixed.sizes[i].tolist()
+        left, top, right, bottom = fixed.crops[i].tolist()
+        return Row(uid, fixed.schema.source, fixed.schema.kind, latents, text, width, height,
+                   (left, top, right, bottom), jpeg, tuple(fixed.times[i].tolist()))
 
     def read(self, i: int, teacher: bool = False) -> Row:
         """Row i, with the teacher's JPEG if asked for. Raises DamagedRow (names uid, shard) or ShardError."""
