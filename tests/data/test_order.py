@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showo2.data.order import Windows, inverse, make_key, permute
@@ -55,6 +55,7 @@ def test_positions_outside_and_empty_orders_are_errors():
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(sizes, keys, st.integers(1, 8))
 def test_windows_are_a_bijection_that_stays_in_its_shards(shards, key, window):
     order, total = Windows(shards, key, window), sum(shards)
@@ -68,6 +69,7 @@ def test_windows_are_a_bijection_that_stays_in_its_shards(shards, key, window):
     assert order.members(windows[-1] + 1) == []
 
 
+@settings(deadline=None)
 @given(sizes, keys, st.integers(1, 8), st.data())
 def test_any_part_of_a_windowed_order_can_be_asked_for_alone(shards, key, window, data):
     whole = Windows(shards, key, window).places(np.arange(sum(shards)))

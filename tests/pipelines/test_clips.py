@@ -9,7 +9,7 @@ import time
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.clips import Clip, ClipLimits, ClipReader
@@ -127,6 +127,7 @@ def test_a_decoder_that_dies_is_replaced():
     clips.close()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.001, 1.0), min_size=3, max_size=300), st.integers(0, 5))
 def test_the_frame_on_screen_is_chosen_for_every_time(gaps, draw):
     stamps = np.cumsum(gaps)
