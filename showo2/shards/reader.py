@@ -226,9 +226,9 @@ class ShardReader:
 
     def latents(self, i: int) -> Tensor:
         """(C, T, h, w) float16; the tensor owns the only copy of the bytes."""
-        data = np.empty(self.row_bytes, np.uint8)
-        self.latents_into(i, data.data)
-        return torch.from_numpy(data).view(torch.float16).view(self.shape)
+        data = np.empty(self.row_bytes // 2, np.float16)
+        self.latents_into(i, data.view(np.uint8).data)
+        return torch.from_numpy(data).view(self.shape)
 
     def text(self, i: int) -> TextRow:
         """The text of row i. Raises DamagedRow where its bytes do not match their checksum."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from pipelines.latents import AuditFailed
 from pipelines.rules import Rules
 from pipelines.sources import InputError
 from showo2.shards import Manifest
+from showo2.shards.__main__ import Show, show
 from showo2.vae import WanVAE, center_crop_resize, to_pixels
 from tests.pipelines.conftest import picture, write_tar
 from tests.pipelines.videos import CARPHONE, make_video, turned
@@ -78,6 +80,14 @@ def test_a_row_is_the_clip_that_its_uid_draws(run):
 
 def test_rotated_videos_are_encoded_upright(run):
     assert (144, 176) in rows(run[0].data)
+
+
+def test_show_writes_a_clip_as_mp4(run, tmp_path):
+    [shard] = [shard for shard in Manifest.load(run[0].data).shards if shard.bucket[0] > 1]
+    show(Show(f"{run[0].data}/latents/{shard.path}", str(tmp_path), rows=(1,)))
+    [path] = tmp_path.iterdir()
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 17 and container.streams.video[0].average_rate == 8
 
 
 def test_another_draw_is_another_clip_beside_the_first(run):
