@@ -23,7 +23,7 @@ test: install
 
 bench: install
 	mkdir -p runs/bench
-	set -e; for path in $$(grep -l __main__ benchmarks/*.py); do name=$$(basename $$path .py); \
+	set -e; for path in $$(grep -l __main__ benchmarks/[a-z]*.py); do name=$$(basename $$path .py); \
 	  $(BIN)/python -m benchmarks.$$name --json runs/bench/$$name.json; done
 
 lint: install

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks._peers import BATCH, SHAPE, measured, rows, timed, warm
 from benchmarks._report import Aim, Report, Row
 from showo2.data.mixture import Entry
+from showo2.data.order import WINDOW, Windows, permute
 from showo2.data.sources import Source
 from showo2.shards import Manifest, Shard, ShardSchema, TextRow, write_latents, write_text
 
@@ -139,6 +140,25 @@ def order_ours(samples: int) -> dict[str, float]:
     return {"resume": times[1] - times[0], **found}
 
 
+def shuffle_quality(samples: int, batches: int = 200) -> list[Row]:
+    """Batches of 512 across an epoch, by windows and by one permutation of all rows.
+
+    Shards: how many different ones a batch has. Spread: deviation of the batches' means of a label that all rows of a
+    shard share, with deviation 1 over the shards (the worst case: rows of a shard are as alike as can be).
+    """
+    count = samples // GIB_ROWS
+    label = np.random.default_rng(0).standard_normal(count)
+    starts = np.linspace(0, count * GIB_ROWS - PLANNED, batches).astype(np.int64)
+    windows = Windows(np.full(count, GIB_ROWS), 1)
+    table = []
+    for name, order in ((f"windows of {WINDOW} shards", windows.places),
+                        ("one permutation", lambda p: permute(p, count * GIB_ROWS, 1))):
+        shards = [order(start + np.arange(PLANNED)) // GIB_ROWS for start in starts]
+        table += [Row(f"shuffle, {name}: shards", float(np.mean([len(np.unique(s)) for s in shards])), "of a batch of 512"),
+                  Row(f"shuffle, {name}: spread", float(np.std([label[s].mean() for s in shards])), "of batch means")]
+    return table
+
+
 def call(python: Path | str, *arguments: str) -> dict[str, float]:
     """Run one measurement in a process of its own; its last line is JSON."""
     done = subprocess.run([str(python), *arguments], capture_output=True, text=True, check=False)
@@ -208,7 +228,7 @@ def run(options: Options) -> Report:
             Aim("ours / best peer, worker processes", rate["ours, worker processes"] / together, ">=", 3.0),
             Aim("ours / limit", rate["ours"] / rate["limit: sequential read"], ">=", 0.6)]
     more, held = _order(options, python)
-    return Report("loader", [*table, *more], [*aims, *held])
+    return Report("loader", [*table, *more, *shuffle_quality(options.samples)], [*aims, *held])
 
 
 def _order(options: Options, python: Path) -> tuple[list[Row], list[Aim]]:

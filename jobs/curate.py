@@ -1,9 +1,13 @@
-"""Curate image-text tars: python -m jobs.curate --source web=DIR/web/*.tar --source synthetic=... --out DATA"""
+"""Curate image-text tars: python -m jobs.curate --source web=DIR/web/*.tar --source synthetic=... --out DATA
+
+With --check SOURCE instead, only say what is wrong with a source.
+"""
 
 import sys
 
 import tyro
 
+from jobs import _check
 from jobs._console import told_plainly
 from jobs._ray import connect
 from pipelines.curate import CurateConfig, Report, curate
@@ -23,6 +27,9 @@ def tell(report: Report, out: str) -> None:
 
 def main() -> None:
     """Entry point."""
+    if "--check" in sys.argv[1:]:
+        with told_plainly():
+            raise SystemExit(_check.main(sys.argv[1:]))
     config = tyro.cli(CurateConfig, description=__doc__, config=(tyro.conf.UseAppendAction,))
     with told_plainly():
         check_output(config.out)

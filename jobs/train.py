@@ -32,6 +32,7 @@ from rich.table import Column, Table
 from jobs._console import progress, told_plainly
 from showo2 import recipes
 from showo2.shards import ShardError
+from showo2.shards.remote import is_remote
 from showo2.train import meters
 from showo2.train.parallel import Workers, join
 from showo2.train.recipe import Recipe
@@ -65,7 +66,9 @@ class Train:
 
 def train(config: Train) -> str:
     """Run the stage as configured: "finished" or "stopped". Raises ValueError for what the user can mend."""
-    config = replace(config, out=config.out.absolute(), data=tuple(os.path.abspath(path) for path in config.data),
+    data = tuple(path if is_remote(path) else os.path.abspath(path) for path in config.data)
+    blocklist = config.recipe.blocklist and os.path.abspath(config.recipe.blocklist)
+    config = replace(config, out=config.out.absolute(), data=data, recipe=replace(config.recipe, blocklist=blocklist),
                      init=os.path.abspath(config.init) if config.init and os.path.exists(config.init) else config.init)
     check(config.recipe, config.data, config.out, config.init)
     if exported_step(config.out) >= config.recipe.steps:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines import decoding
 from pipelines.probe import ProbeError
 
+EXTENSIONS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
 # What another decoder would not change.
 _FINAL = ("too_short", "too_many_pixels", "no_video")
 

@@ -67,62 +67,69 @@ def choose(stamps: NDArray[np.float64], uid: str, draw: int) -> list[int]:
     return (np.searchsorted(stamps, times + 1e-3, side="right") - 1).tolist()
 
 
-def by_decord(data: bytearray, uid: str, draw: int, max_pixels: int) -> tuple[NDArray[np.uint8], list[float]]:
-    """Frames (17, H, W, 3), upright, and their times in seconds."""
+def by_decord(data: bytearray, chosen: list[int], ticks: list[int]) -> NDArray[np.uint8]:
+    """Frames (17, H, W, 3), upright: by their numbers."""
     import decord  # which turns frames itself
 
     video = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
-    height, width = video[0].shape[:2]
-    _check(width, height, max_pixels)
-    stamps = np.asarray(video.get_frame_timestamp(range(len(video))), np.float64)[:, 0]
-    chosen = choose(stamps, uid, draw)
-    return video.get_batch(chosen).asnumpy(), stamps[chosen].tolist()
+    if len(video) != len(ticks):
+        raise ValueError(f"{len(video)} frames for {len(ticks)} stamps")
+    return video.get_batch(chosen).asnumpy()
 
 
-def by_pyav(data: bytearray, uid: str, draw: int, max_pixels: int) -> tuple[NDArray[np.uint8], list[float]]:
-    """As `by_decord`: stamps from the packets, then a seek to the key frame before the window."""
+def by_pyav(data: bytearray, chosen: list[int], ticks: list[int]) -> NDArray[np.uint8]:
+    """As `by_decord`: by their stamps, from the key frame before the window on."""
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    wanted = {ticks[i] for i in chosen}
+    frames: dict[int, NDArray[Any]] = {}
+    turns = 0
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        _check(stream.width, stream.height, max_pixels)
-        ticks = sorted({packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size})
-        stamps = np.array(ticks, np.float64) * float(stream.time_base)
-        chosen = choose(stamps, uid, draw)
-        wanted = {ticks[i] for i in chosen}
         container.seek(ticks[chosen[0]], stream=stream)
-        frames: dict[int, NDArray[np.uint8]] = {}
-        turns = 0
         for frame in container.decode(stream):
             turns = _turns(frame)
             if frame.pts in wanted:
                 frames[frame.pts] = frame.to_ndarray(format="rgb24")
             if len(frames) == len(wanted):
                 break
-        missing = wanted - frames.keys()
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(wanted)} frames do not decode")
-        upright = np.rot90(np.stack([frames[ticks[i]] for i in chosen]), -turns, (1, 2))
-        return np.ascontiguousarray(upright), stamps[chosen].tolist()
+    missing = wanted - frames.keys()
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(wanted)} frames do not decode")
+    return np.ascontiguousarray(np.rot90(np.stack([frames[ticks[i]] for i in chosen]), -turns, (1, 2)))
 
 
 DECODERS = {"decord": by_decord, "pyav": by_pyav}
 
 
-def _check(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Unusable("too_many_pixels", f"frames of {width}x{height} are over {max_pixels:,}")
+def stamps(data: bytearray, max_pixels: int) -> tuple[list[int], float]:
+    """When each frame appears, in ticks, ascending, and the seconds of a tick: from the packets, without decoding.
+
+    decord's own stamps are wrong where frames are reordered and the rate varies.
+    """
+    import av
+
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = _video(container)
+        if stream.width * stream.height > max_pixels:
+            raise Unusable("too_many_pixels", f"frames of {stream.width}x{stream.height} are over {max_pixels:,}")
+        ticks = {packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size}
+        return sorted(ticks), float(stream.time_base)
+
+
+def _video(container: Any) -> Any:
+    if not container.streams.video:
+        raise Unusable("no_video", "the file has no video stream")
+    return container.streams.video[0]
 
 
 def facts(data: bytearray) -> dict[str, Any]:
     """What the container says, without decoding more than one frame: upright size, seconds, codec."""
     import av
 
-    with av.open(io.BytesIO(data)) as container:
-        if not container.streams.video:
-            raise Unusable("no_video", "the file has no video stream")
-        stream = container.streams.video[0]
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = _video(container)
         first = next(container.decode(stream), None)
         if first is None:
             raise Unusable("undecodable", "no frame decodes")
@@ -140,18 +147,18 @@ def _serve(link: socket.socket) -> None:
     while True:
         request, data = receive(link)
         try:
-            found = facts(data)
             if request["decoder"] == "none":
-                send(link, found)
+                send(link, facts(data))
                 continue
-            frames, times = DECODERS[request["decoder"]](data, request["uid"], request["draw"], request["max_pixels"])
-            send(link, {**found, "shape": frames.shape, "times": times}, frames.reshape(-1))
+            ticks, tick = stamps(data, request["max_pixels"])
+            chosen = choose(tick * np.array(ticks, np.float64), request["uid"], request["draw"])
+            frames = DECODERS[request["decoder"]](data, chosen, ticks)
+            send(link, {"shape": frames.shape, "times": [tick * ticks[i] for i in chosen]}, frames.reshape(-1))
         except Unusable as error:
             send(link, {"error": error.args[0], "detail": error.args[1]})
         except MemoryError:
             send(link, {"error": "out_of_memory", "detail": "the decoder's limit"})
-        # Decoders answer a broken file with nearly any exception.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - decoders answer a broken file with nearly any exception
             send(link, {"error": "undecodable", "detail": f"{type(error).__name__}: {error}"[:200]})
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import ray
 
 from pipelines import ledger
-from pipelines.latents import LatentEncoder, Options, family
+from pipelines.decoding import FRAMES
+from pipelines.latents import LatentEncoder, Options
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish, publish_json
 from pipelines.rows import Selection, dataset_manifest, latent_families, load_selection, read_table
@@ -40,6 +41,12 @@ class EncodeConfig:
     """tiny:vae, a diffusers folder, the released Wan2.1_VAE.pth or a Hub id."""
     size: int = 64
     """Side of the square crop, pixels; the paper's is 432."""
+    width: int | None = None
+    """Width of the crop where it is not square: --size 480 --width 832 for the paper's 480p clips."""
+    clips: bool = False
+    """Encode the videos instead of the pictures: 17 frames of a random window of 2 s of each."""
+    draw: int = 0
+    """Number of the clip of each video: another one is another window, in a folder of its own."""
     teacher: bool = True
     """Keep the crop as a JPEG beside the latents, for the SigLIP of distillation."""
     teacher_size: int | None = None
@@ -57,10 +64,11 @@ class EncodeConfig:
     @property
     def options(self) -> Options:
         """What a worker needs to know."""
-        teacher = (self.teacher_size or self.size) if self.teacher else 0
+        teacher = (self.teacher_size or self.size) if self.teacher and not self.clips else 0
+        width = self.width or self.size
         pixels = _GPU_BATCH_PIXELS if self.gpus_per_worker else _CPU_BATCH_PIXELS
-        batch = self.batch or max(1, pixels // self.size**2)
-        return Options(self.size, teacher, batch, self.audit, self.min_psnr)
+        batch = self.batch or max(1, pixels // (self.size * width * (FRAMES if self.clips else 1)))
+        return Options(self.size, teacher, batch, self.audit, self.min_psnr, width, self.clips, self.draw)
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,12 @@ class EncodeReport:
 def check(config: EncodeConfig) -> None:
     """Raise InputError for a user's mistake that shows without Ray."""
     step = SPATIAL * PATCH
-    if config.size < step or config.size % step:
-        raise InputError(f"--size {config.size}: need a multiple of {step}, for example 64 or 432")
+    for name in ("size", "width"):
+        side = getattr(config, name)
+        if side is not None and (side < step or side % step):
+            raise InputError(f"--{name} {side}: need a multiple of {step}, for example 64 or 432")
+    if config.draw and not config.clips:
+        raise InputError(f"--draw {config.draw} is of clips: add --clips")
     for name in ("teacher_size", "batch"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -139,7 +151,7 @@ def _latents_stage(config: EncodeConfig, selection: Selection, vae: str) -> tupl
                 "print": fingerprint(latents, told),
             }
         )
-    name = family(config.options.bucket)
+    name = config.options.family
     found = done(config.data, name, only=ids)
     pending = [
         t for t, key in zip(tasks, ids, strict=True) if found.get(key, {}).get("fingerprint") != t["print"]
@@ -169,9 +181,9 @@ def _workers(gpus: float) -> int:
 def _check_sums(selection: Selection, records: dict[str, Record]) -> None:
     for unit in selection.units:
         record = records[unit.unit.id]
-        if record["rows"] + len(record["failed"]) != unit.rows:
+        if record["rows"] + len(record["failed"]) != record["rows_in"]:
             raise ledger.LedgerError(
-                f"{unit.unit.path}: {unit.rows} rows selected, {record['rows']} encoded, "
+                f"{unit.unit.path}: {record['rows_in']} rows for this bucket, {record['rows']} encoded, "
                 f"{len(record['failed'])} failed"
             )
 

@@ -4,6 +4,7 @@ Nothing is left out: a sample that cannot be used has an `error`, and a damage o
 accounts for has a row of its own. Pictures stay where they are; a row holds their byte range in the tar.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -13,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from pipelines.clips import EXTENSIONS as VIDEOS
+from pipelines.clips import ClipReader
 from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
 from pipelines.publish import Unit
 from pipelines.tar import Damage, Member, Refused, TarReader, split_key
 
-VERSION = 1  # goes up when the same tar gives other facts
+VERSION = 3  # goes up when the same tar gives other facts
 
 SCHEMA = pa.schema(
     [
@@ -29,7 +32,7 @@ SCHEMA = pa.schema(
         ("tar", pa.string()),
         ("offset", pa.int64()),  # of the picture's bytes in the tar
         ("size", pa.int64()),  # of the picture, bytes
-        ("kind", pa.string()),  # pair | conversation | damage
+        ("kind", pa.string()),  # pair | conversation | video | damage
         ("text", pa.string()),
         ("conversations", pa.string()),  # JSON: [{"from", "value"}, ...]
         ("format", pa.string()),
@@ -131,8 +134,8 @@ def _take(sample: _Sample, member: Member, extension: str, limits: Limits) -> No
         sample.errors.setdefault("duplicate_member", member.name)
         return
     sample.members.add(extension)
-    if extension in EXTENSIONS:
-        _take_picture(sample, member, limits)
+    if extension in EXTENSIONS or extension in VIDEOS:
+        _take_picture(sample, member, limits, extension in VIDEOS)
     elif extension in ("txt", "json"):
         if member.size > limits.max_text_bytes or member.data is None:
             sample.errors.setdefault("text_too_large", f"{member.name}: {member.size} bytes")
@@ -142,7 +145,14 @@ def _take(sample: _Sample, member: Member, extension: str, limits: Limits) -> No
             _take_json(sample, member.data)
 
 
-def _take_picture(sample: _Sample, member: Member, limits: Limits) -> None:
+@functools.cache
+def _clips() -> ClipReader:
+    """One child process for all videos that this process probes."""
+    return ClipReader()
+
+
+def _take_picture(sample: _Sample, member: Member, limits: Limits, video: bool) -> None:
+    """Probe a picture or a video; a sample has one of either."""
     sample.pictures += 1
     if sample.pictures > 1:
         sample.errors.setdefault("several_pictures", member.name)
@@ -154,11 +164,18 @@ def _take_picture(sample: _Sample, member: Member, limits: Limits) -> None:
         return
     values["hash"] = xxhash.xxh3_128_hexdigest(member.data)
     try:
-        found: Probe = probe(member.data, limits.max_pixels)
+        found = _probe_video(member.data) if video else probe(member.data, limits.max_pixels)
     except ProbeError as error:
         sample.errors.setdefault(error.error, error.detail)
         return
     values |= vars(found)
+    if video:
+        values["kind"] = "video"
+
+
+def _probe_video(data: bytes) -> Probe:
+    found = _clips().probe(data)
+    return Probe(found["format"], found["width"], found["height"], "RGB")
 
 
 def _take_text(sample: _Sample, data: bytes) -> None:
@@ -209,7 +226,7 @@ def _row(sample: _Sample) -> dict[str, Any]:
     if sample.caption is not None or conversation:
         sample.errors.pop("bad_json", None)
     row["key"] = sample.key
-    row["kind"] = "conversation" if conversation else "pair"
+    row["kind"] = "conversation" if conversation else row.get("kind", "pair")
     row["text"] = sample.caption or sample.json_caption or None
     if "hash" in row:
         text = row["conversations"].encode() if conversation else b""

@@ -1,6 +1,6 @@
-"""Encoding one unit: pictures to latents of the VAE, in shards with their texts, audited before they count.
+"""Encoding one unit: pictures or clips to latents of the VAE, in shards with their texts, audited before they count.
 
-Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that
+A call makes one bucket: of one frame from the pictures, of 17 from the unit's videos. Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that
 cannot be decoded, or a row that the captioner failed on, is accounted as failed, and its neighbours go on.
 """
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipelines.clips import ClipReader
+from pipelines.decoding import FRAMES
 from pipelines.facts import Limits
 from pipelines.ledger import LedgerError
 from pipelines.probe import ProbeError
@@ -27,12 +29,13 @@ VERSION = 1  # goes up when the same pictures give other latents
 CROP = "the largest centred square, bicubic, from a JPEG decoded at twice the size or more"
 KINDS = ("pair", "conversation")
 TEACHER_QUALITY = 95
+FIRST_FRAME = 0.02  # most that a clip's first latent frame may differ from its first frame's: rounding of fp16
 UNTOLD = "there is no text to train on"
 _DRAFT = 2
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
 Failures = dict[str, tuple[str, str]]  # uid -> class, detail
 Facts = dict[str, Any]
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
 
 
 class AuditFailed(ValueError):
@@ -43,9 +46,9 @@ class AuditFailed(ValueError):
 class Options:
     """What latents depend on, besides the pictures and the VAE.
 
-    size: side of the crop in pixels. teacher_size: side of the teacher's JPEG, 0 for none. batch: pictures a
-    call of the VAE. audit: pictures of each kind that are decoded again. min_psnr: dB that they must reach on
-    average.
+    size, width: height and width of the crop in pixels. teacher_size: side of the teacher's JPEG, 0 for none. batch:
+    pictures a call of the VAE. audit: pictures of each kind that are decoded again. min_psnr: dB that they must reach
+    on average. clips: encode videos, 17 frames of each; draw: the number of the window that is drawn from it.
     """
 
     size: int
@@ -53,20 +56,28 @@ class Options:
     batch: int
     audit: int
     min_psnr: float
+    width: int
+    clips: bool = False
+    draw: int = 0
 
     @property
     def bucket(self) -> Bucket:
         """Latent frames, height and width."""
-        return 1, self.size // SPATIAL, self.size // SPATIAL
+        return 1 + (FRAMES - 1) // 4 if self.clips else 1, self.size // SPATIAL, self.width // SPATIAL
+
+    @property
+    def family(self) -> str:
+        """The column family of the bucket: its unit records and its folder. Each draw has one."""
+        return f"latents/{bucket_name(self.bucket)}" + (f"-draw{self.draw}" if self.draw else "")
 
     def fingerprint(self, vae: str) -> str:
         """Names what the latents are made by; `vae` is the hash of its weights."""
-        return fingerprint("latents", VERSION, CROP, vae, self.size, self.teacher_size)
+        clips = ("clips", self.width, self.draw) if self.clips else (self.width,) if self.width != self.size else ()
+        return fingerprint("latents", VERSION, CROP, vae, self.size, self.teacher_size, *clips)
 
-
-def family(bucket: Bucket) -> str:
-    """The column family of a bucket: its unit records and its folder."""
-    return f"latents/{bucket_name(bucket)}"
+    def takes(self, row: Facts) -> bool:
+        """Whether a row of the selection belongs to this bucket."""
+        return (row["kind"] == "video") == self.clips
 
 
 @dataclass
@@ -77,17 +88,21 @@ class _Encoded:
     latents: list[np.ndarray] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     crops: list[tuple[int, ...]] = field(default_factory=list)
+    times: list[tuple[float, ...]] = field(default_factory=list)
     teachers: list[bytes] = field(default_factory=list)
-    audited: list[tuple[Image.Image, np.ndarray]] = field(default_factory=list)
+    audited: list[tuple[list[Image.Image], np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Picture:
+    """A picture, or the frames of a clip, cut and resized."""
+
     row: Facts
-    crop: Image.Image
+    frames: list[Image.Image]
     size: tuple[int, int]
     box: tuple[int, ...]
-    teacher: bytes
+    teacher: bytes = b""
+    times: tuple[float, ...] = ()
 
 
 class LatentEncoder:
@@ -98,14 +113,17 @@ class LatentEncoder:
         torch.set_num_threads(1)
         self.vae = WanVAE.from_pretrained(vae, device="cuda" if gpu else "cpu")
         self.data, self.options = data, Options(**options)
+        self.clips = ClipReader()
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Publish the shards and the record of `task`'s unit; only the texts if the latents are current."""
         selected = SelectedUnit(**{**task["selected"], "unit": Unit(**task["selected"]["unit"])})
         rows: list[Facts] = read_rows(self.data, selected).to_pylist()
         texts, untold = read_texts(rows, read_captions(self.data, selected))
+        rows = [row for row in rows if self.options.takes(row)]
+        untold = {row["uid"]: untold[row["uid"]] for row in rows if row["uid"] in untold}
         before = self._current(selected, task["latents"], untold)
-        kept = before or self._encode_unit(selected, rows, texts, untold, task["latents"])
+        kept = before or self._encode_unit(selected.unit, rows, texts, untold, task["latents"])
         files = list(kept["latent_files"])
         shards = []
         for shard in kept["shards"]:
@@ -119,13 +137,13 @@ class LatentEncoder:
             "files": files,
             "shards": shards,
         }
-        self._check(record, selected)
-        publish_record(self.data, family(self.options.bucket), selected.unit.id, record)
+        self._check(record, selected, len(rows))
+        publish_record(self.data, self.options.family, selected.unit.id, record)
         return {"rows": record["rows"]}
 
     def _current(self, selected: SelectedUnit, print_: str, untold: Failures) -> Record | None:
         """The unit's record, if its latents are of the same rows by the same VAE."""
-        found = done(self.data, family(self.options.bucket), only=[selected.unit.id]).get(selected.unit.id)
+        found = done(self.data, self.options.family, only=[selected.unit.id]).get(selected.unit.id)
         if found is None or found["latents"] != print_:
             return None
         before = {uid for uid, (_, detail) in found["failed"].items() if detail == UNTOLD}
@@ -134,20 +152,18 @@ class LatentEncoder:
     @staticmethod
     def _uids(rows: list[Facts], shard: Record, kept: Record) -> list[str]:
         return [
-            row["uid"] for row in rows if row["kind"] == shard["kind"] and row["uid"] not in kept["failed"]
+            row["uid"] for row in rows if _kind(row) == shard["kind"] and row["uid"] not in kept["failed"]
         ]
 
     @staticmethod
-    def _check(record: Record, selected: SelectedUnit) -> None:
+    def _check(record: Record, selected: SelectedUnit, rows: int) -> None:
         accounted = record["rows"] + len(record["failed"])
-        if accounted != selected.rows:
-            raise LedgerError(
-                f"{selected.unit.path}: {selected.rows} rows selected, {accounted} accounted for"
-            )
+        if accounted != rows:
+            raise LedgerError(f"{selected.unit.path}: {rows} rows for this bucket, {accounted} accounted for")
 
     def _encode_unit(
         self,
-        selected: SelectedUnit,
+        unit: Unit,
         rows: list[Facts],
         texts: dict[str, TextRow],
         untold: Failures,
@@ -160,23 +176,23 @@ class LatentEncoder:
         moments: list[tuple[int, float, float]] = []
         for kind in KINDS:
             encoded = self._encode(
-                [row for row in rows if row["kind"] == kind and row["uid"] in texts], failed
+                [row for row in rows if _kind(row) == kind and row["uid"] in texts], failed
             )
             if not encoded.uids:
                 continue
-            audits += self._audit(encoded, selected.unit)
+            audits += self._audit(encoded, unit)
             latents = np.stack(encoded.latents)
             moments.append(
                 (len(latents), float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64)))
             )
-            shard, entries = self._publish_latents(selected.unit, kind, encoded, latents, print_)
+            shard, entries = self._publish_latents(unit, kind, encoded, latents, print_)
             shards.append(shard)
             files += entries
         audit = {"psnr": audits, "moments": moments}
         return {
             "latents": print_,
             "rows": sum(s["rows"] for s in shards),
-            "rows_in": selected.rows,
+            "rows_in": len(rows),
             "failed": failed,
             "latent_files": files,
             "shards": shards,
@@ -188,7 +204,7 @@ class LatentEncoder:
         encoded = _Encoded()
         audited = set(sorted(row["uid"] for row in rows)[: self.options.audit])
         for pictures in self._batches(rows, failed):
-            pixels = to_pixels([picture.crop for picture in pictures])
+            pixels = _stack([picture.frames for picture in pictures])
             latents = self.vae.encode(pixels).cpu().numpy().astype(np.float16)
             for picture, latent in zip(pictures, latents, strict=True):
                 uid = picture.row["uid"]
@@ -199,9 +215,10 @@ class LatentEncoder:
                 encoded.latents.append(latent)
                 encoded.sizes.append(picture.size)
                 encoded.crops.append(picture.box)
+                encoded.times.append(picture.times)
                 encoded.teachers.append(picture.teacher)
                 if uid in audited:
-                    encoded.audited.append((picture.crop, latent))
+                    encoded.audited.append((picture.frames, latent))
         return encoded
 
     def _batches(self, rows: list[Facts], failed: Failures) -> Iterator[list[_Picture]]:
@@ -212,7 +229,8 @@ class LatentEncoder:
         try:
             for row in rows:
                 try:
-                    batch.append(self._picture(row, media.read(row["offset"], row["size"])))
+                    data = media.read(row["offset"], row["size"])
+                    batch.append(self._clip(row, data) if self.options.clips else self._picture(row, data))
                 except ProbeError as error:
                     failed[row["uid"]] = (error.error, error.detail)
                 if len(batch) == self.options.batch:
@@ -224,26 +242,42 @@ class LatentEncoder:
             yield batch
 
     def _picture(self, row: Facts, data: bytes) -> _Picture:
-        size, teacher_size = self.options.size, self.options.teacher_size
-        image = open_picture(data, side=_DRAFT * max(size, teacher_size), max_pixels=Limits.max_pixels)
+        size, teacher_size = (self.options.size, self.options.width), self.options.teacher_size
+        image = open_picture(data, side=_DRAFT * max(*size, teacher_size), max_pixels=Limits.max_pixels)
         whole = (row["width"], row["height"])
         if row["orientation"] in _TURNED:
             whole = whole[::-1]
-        crop, box = center_crop_resize(image, (size, size), whole)
+        crop, box = center_crop_resize(image, size, whole)
         teacher = b""
         if teacher_size:
-            same = teacher_size == size
+            same = (teacher_size, teacher_size) == size
             teacher = _jpeg(
                 crop if same else center_crop_resize(image, (teacher_size, teacher_size), whole)[0]
             )
-        return _Picture(row, crop, whole, box, teacher)
+        return _Picture(row, [crop], whole, box, teacher)
+
+    def _clip(self, row: Facts, data: bytes) -> _Picture:
+        clip = self.clips.read(data, row["uid"], self.options.draw)
+        height, width = clip.frames.shape[1:3]
+        made = [center_crop_resize(Image.fromarray(frame), (self.options.size, self.options.width))
+                for frame in clip.frames]
+        return _Picture(row, [frame for frame, _ in made], (width, height), made[0][1], times=clip.times)
 
     def _audit(self, encoded: _Encoded, unit: Unit) -> list[float]:
-        """PSNR in dB of the audited pictures against their crops. Raises AuditFailed below the limit."""
+        """PSNR in dB of the audited pictures against their crops.
+
+        Raises AuditFailed below the limit, and where a clip's first latent frame is not that of its first frame.
+        """
         if not encoded.audited:
             return []
-        pictures = to_pixels([picture for picture, _ in encoded.audited])
+        pictures = _stack([frames for frames, _ in encoded.audited])
         latents = torch.from_numpy(np.stack([latent for _, latent in encoded.audited])).float()
+        if self.options.clips:
+            alone = torch.cat([self.vae.encode(some).cpu() for some in pictures[:, :, :1].split(self.options.batch)])
+            apart = float((alone - latents[:, :, :1]).abs().max())
+            if apart > FIRST_FRAME:
+                raise AuditFailed(f"{unit.path}: first latent frames of clips differ by {apart:.3f} from the latents "
+                                  "of their first frames: this VAE is not causal, or not the one that pictures had")
         decoded = torch.cat([self.vae.decode(some).cpu() for some in latents.split(self.options.batch)])
         error = ((decoded - pictures) / 2).square().mean((1, 2, 3, 4)).clamp(min=1e-10)
         psnr = (-10 * error.log10()).tolist()
@@ -260,12 +294,13 @@ class LatentEncoder:
         self, unit: Unit, kind: str, encoded: _Encoded, latents: np.ndarray, print_: str
     ) -> tuple[Record, list[Record]]:
         schema = self._schema(unit.source, kind, print_)
-        stem = f"{family(self.options.bucket)}/{fingerprint(unit.id, print_, kind)}"
+        stem = f"{self.options.family}/{fingerprint(unit.id, print_, kind)}"
         sizes, crops = np.array(encoded.sizes, np.int32), np.array(encoded.crops, np.int32)
+        times = np.array(encoded.times, np.float32) if self.options.clips else None
         main = publish(
             self.data,
             f"{stem}.arrow",
-            lambda file: write_latents(file, schema, encoded.uids, latents, sizes, crops),
+            lambda file: write_latents(file, schema, encoded.uids, latents, sizes, crops, times),
         )
         files, teacher = [main], None
         if self.options.teacher_size:
@@ -296,7 +331,7 @@ class LatentEncoder:
         name = fingerprint(shard["path"], task["captions"])
         return publish(
             self.data,
-            f"{family(self.options.bucket)}/{name}.text.arrow",
+            f"{self.options.family}/{name}.text.arrow",
             lambda file: write_text(file, schema, texts),
         )
 
@@ -327,6 +362,16 @@ def read_texts(rows: list[Facts], captions: Any) -> tuple[dict[str, TextRow], Fa
             reason = (caption or {}).get("finish_reason") or ""
             untold[uid] = (reason.removeprefix("failed:") or "no_text", UNTOLD)
     return texts, untold
+
+
+def _kind(row: Facts) -> str:
+    """The kind of the shard that a row goes to: a video and its caption are a pair in a bucket of clips."""
+    return "pair" if row["kind"] == "video" else row["kind"]
+
+
+def _stack(clips: list[list[Image.Image]]) -> torch.Tensor:
+    """Lists of T frames each -> (n, 3, T, H, W) float32 in [-1, 1]."""
+    return torch.stack([to_pixels(frames)[:, :, 0].transpose(0, 1) for frames in clips])
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from showo2.data.documents import Draws, Pairs, build, draw, teacher_pixels
 from showo2.data.mixture import Cursor, Entry
@@ -105,7 +105,7 @@ def read_blocklist(path: str) -> frozenset[str]:
     return uids
 
 
-class Batches:
+class Batches(Dataset[Batch]):
     """One rank's batches by step: `batches[step]` reads and packs.
 
     `state` is the data stream's before step `first` (None: at its beginning).

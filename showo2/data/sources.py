@@ -105,17 +105,17 @@ class Source:
 
     def _latents(self, located: list[tuple[ShardReader, int]]) -> list[Tensor | DamagedRow]:
         shapes = {reader.shape for reader, _ in located}
-        if len(shapes) > 1:
+        if len(shapes) != 1:
             return [row for one in located for row in self._latents([one])]
         # One block for all rows: the kernel gives large ones in few pages.
-        data = np.empty((len(located), located[0][0].row_bytes), np.uint8)
-        parts = [(data[n:n + _SLICE], located[n:n + _SLICE]) for n in range(0, len(located), _SLICE)]
+        data = np.empty((len(located), located[0][0].row_bytes // 2), np.float16)
+        parts = [(data[n:n + _SLICE].view(np.uint8), located[n:n + _SLICE]) for n in range(0, len(located), _SLICE)]
         if self.threads > 1 and len(parts) > 1:
             self._pool = self._pool or ThreadPoolExecutor(self.threads, "shards")
             damaged = list(self._pool.map(_fill, parts))
         else:
             damaged = [_fill(part) for part in parts]
-        rows = torch.from_numpy(data).view(torch.float16).view(-1, *shapes.pop()).unbind()
+        rows = torch.from_numpy(data).view(len(located), *shapes.pop()).unbind()
         lost = {n * _SLICE + i: damage for n, part in enumerate(damaged) for i, damage in part.items()}
         return [lost.get(n, row) for n, row in enumerate(rows)] if lost else list(rows)
 
@@ -153,7 +153,7 @@ class Source:
 def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:
     """Read rows into (rows, bytes); those that are damaged, by their number."""
     data, located = part
-    view, size = memoryview(data).cast("B"), data.shape[1]
+    view, size = data.reshape(-1).data, data.shape[1]
     damaged = {}
     for n, (reader, i) in enumerate(located):
         try:

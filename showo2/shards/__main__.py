@@ -1,6 +1,6 @@
 """`python -m showo2.shards inspect|verify|show PATH`: what shards hold, are they whole, how they look.
 
-PATH is a dataset folder, a manifest, or one shard's latents file.
+PATH is a dataset folder or a manifest, local or s3://, or one shard's latents file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
+import av
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from showo2.shards import DamagedRow, Manifest, ShardError, ShardReader
+from showo2.shards.remote import is_remote
 
 _console = Console(soft_wrap=True)
 Path = Annotated[str, tyro.conf.Positional]
@@ -37,7 +40,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Show:
-    """Decode some rows to PNG and print their texts.
+    """Decode some rows to PNG or MP4 and print their texts.
 
     rows: numbers within the shard (within the first shard of a dataset). vae: the VAE that made the latents.
     """
@@ -50,7 +53,7 @@ class Show:
 
 def readers(path: str) -> list[ShardReader]:
     """The readers of a dataset, a manifest or one latents file (with the sidecars its manifest names)."""
-    if not path.endswith(".arrow"):
+    if is_remote(path) or not path.endswith(".arrow"):
         return [reader for _, reader in Manifest.load(path).readers()]
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
@@ -109,11 +112,32 @@ def show(options: Show) -> None:
     os.makedirs(options.out, exist_ok=True)
     for i in options.rows:
         row = reader.read(i)
+        # The frames of a document are pictures of their own.
+        latents = row.latents[None] if reader.schema.timed else row.latents.transpose(0, 1)[:, :, None]
         with torch.inference_mode():
-            pixels = vae.decode(row.latents[None].float())
-        path = os.path.join(options.out, f"{row.uid}.png")
-        to_image(pixels[0, :, 0]).save(path)
-        _console.print(f"{path}  {row.text.text or row.text.messages}")
+            pixels = vae.decode(latents.float())
+        frames = [to_image(frame) for clip in pixels for frame in clip.transpose(0, 1)]
+        stem = os.path.join(options.out, row.uid)
+        paths = [_write_clip(f"{stem}.mp4", frames)] if row.times else _write_pictures(stem, frames)
+        _console.print(f"{' '.join(paths)}  {row.text.text or row.text.messages}")
+
+
+def _write_pictures(stem: str, pictures: list[Image.Image]) -> list[str]:
+    paths = [f"{stem}.png"] if len(pictures) == 1 else [f"{stem}-{n}.png" for n in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    return paths
+
+
+def _write_clip(path: str, frames: list[Image.Image]) -> str:
+    """Eight frames a second: every third of 24."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height = frames[0].size
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return path
 
 
 def main() -> int:

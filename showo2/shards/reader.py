@@ -84,7 +84,7 @@ class _Fixed:
         self.lengths = [batch.num_rows for batch in batches]
         self.uids = b"".join(_values(batch, "uid").to_pybytes()[:UID_BYTES * batch.num_rows] for batch in batches)
         # A memoryview gives Python's int at once, where numpy makes a number of its own first.
-        self.checksums = memoryview(_column(batches, "checksum", "<u8", 1).ravel())
+        self.checksums = _column(batches, "checksum", "<u8", 1).ravel().data
         self.sizes = np.concatenate([_column(batches, name, "<i4", 1) for name in ("width", "height")], 1)
         self.crops = _column(batches, "crop", "<i4", 4)
         frames = self.schema.frames if self.schema.timed else 0
@@ -214,7 +214,8 @@ class ShardReader:
         """Read row i's latents into `out`, `schema.row_bytes` bytes. Raises DamagedRow."""
         batch, row = self._place(i)
         fixed, size = self._fixed, len(out)
-        read = os.preadv(fixed.descriptor, (out,), fixed.starts[batch] + row * size)
+        # Rows of text alone have no latents, and Arrow no place for them.
+        read = os.preadv(fixed.descriptor, (out,), fixed.starts[batch] + row * size) if size else 0
         if read != size or (self.verify and xxhash.xxh3_64_intdigest(out) != fixed.checksums[i]):
             raise DamagedRow(fixed.uid(i), i, self.path, "the latents do not match their checksum")
 
@@ -225,9 +226,9 @@ class ShardReader:
 
     def latents(self, i: int) -> Tensor:
         """(C, T, h, w) float16; the tensor owns the only copy of the bytes."""
-        data = np.empty(self.row_bytes, np.uint8)
-        self.latents_into(i, data.data)
-        return torch.from_numpy(data).view(torch.float16).view(self.shape)
+        data = np.empty(self.row_bytes // 2, np.float16)
+        self.latents_into(i, data.view(np.uint8).data)
+        return torch.from_numpy(data).view(self.shape)
 
     def text(self, i: int) -> TextRow:
         """The text of row i. Raises DamagedRow where its bytes do not match their checksum."""
@@ -257,8 +258,10 @@ class ShardReader:
         if text.uid != uid:
             raise DamagedRow(uid, i, str(self.text_path), f"the text there is of uid {text.uid}")
         jpeg = self.teacher(i) if teacher else None
-        return Row(uid, fixed.schema.source, fixed.schema.kind, latents, text, *fixed.sizes[i].tolist(),
-                   tuple(fixed.crops[i].tolist()), jpeg, tuple(fixed.times[i].tolist()))
+        width, height = fixed.sizes[i].tolist()
+        left, top, right, bottom = fixed.crops[i].tolist()
+        return Row(uid, fixed.schema.source, fixed.schema.kind, latents, text, width, height,
+                   (left, top, right, bottom), jpeg, tuple(fixed.times[i].tolist()))
 
     def read(self, i: int, teacher: bool = False) -> Row:
         """Row i, with the teacher's JPEG if asked for. Raises DamagedRow (names uid, shard) or ShardError."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import fsspec
@@ -106,7 +107,7 @@ class Prefetch:
             if wanted is not self._wanted:
                 return
             fs, path = fsspec.core.url_to_fs(url)
-            total += int(retried(url, lambda fs=fs, path=path: fs.info(path))["size"])
+            total += int(retried(url, partial(fs.info, path))["size"])
             if total > limit:
                 return  # More would push out what is read now.
             # What another process downloads just now is left to it. An error is raised by whoever reads the file.
@@ -201,7 +202,7 @@ def _download(url: str, get: Callable[[int, int], bytes], size: int, descriptor:
 
     for start in range(0, size, PIECE):
         stop = min(start + PIECE, size)
-        os.pwrite(descriptor, retried(url, lambda a=start, b=stop: piece(a, b)), start)
+        os.pwrite(descriptor, retried(url, partial(piece, start, stop)), start)
 
 
 def _reserve(url: str, size: int, descriptor: int, folder: str) -> None:

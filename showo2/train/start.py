@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from showo2.data.loader import read_blocklist
 from showo2.data.sources import Source
 from showo2.model import Showo2, Showo2Config, checkpoint
 from showo2.model.transfer import SCALE_UP, transfer
@@ -43,6 +44,7 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
         _exported(init)
     if not data:
         raise ValueError(f"recipe {recipe.name} needs data: give dataset folders with --data")
+    read_blocklist(recipe.blocklist)
     manifests = [Manifest.load(path) for path in data]
     for entry in recipe.mixture:
         if entry.samples:

@@ -85,3 +85,47 @@ def test_teachers_picture_is_what_siglip_reads():
     [pixels] = teacher_pixels([_jpeg("red")], 32)
     assert pixels.shape == (3, 32, 32)
     assert pixels[0].mean() > 0.95 and pixels[1].mean() < -0.95
+
+
+def story(pictures):
+    segments = [part for i in range(pictures) for part in ({"text": f"part {i}"}, {"image": i})]
+    latents = torch.zeros(16, pictures, 8, 8, dtype=torch.float16)
+    return Row("0" * 32, "web", "interleaved", latents, TextRow("0" * 32, "", json.dumps(segments)), 0, 0, (0, 0, 0, 0))
+
+
+def told(pictures, number, context=512):
+    of = story(pictures)
+    [draws] = draw(0, [("s", number)], [tuple(of.latents.shape)], [pictures])
+    return build("tell", of, draws, TOKENIZER, context, "plain", 0.1)
+
+
+def test_history_is_clean_or_all_noised_with_times_of_their_own():
+    """Section 4.4: with probability 0.3 every picture is noised; else some first ones are clean, the last never."""
+    clean = []
+    for number in range(1000):
+        media = [part for part in told(4, number) if isinstance(part, Media)]
+        noised = [part for part in media if part.target]
+        clean.append(4 - len(noised))
+        assert media[:clean[-1]] == [part for part in media if not part.target]
+        assert all(part.t == 1.0 and part.noise is None for part in media[:clean[-1]])
+        assert len({part.t for part in noised}) == len(noised) and all(0 < part.t < 1 for part in noised)
+    shares = np.bincount(clean, minlength=5) / 1000
+    assert abs(shares[0] - 0.3) < 0.05 and shares[4] == 0
+    assert np.abs(shares[1:4] - 0.7 / 3).max() < 0.05
+
+
+def test_single_picture_of_a_document_is_always_learned():
+    assert all(part.target for number in range(50) for part in told(1, number) if isinstance(part, Media))
+
+
+def test_long_documents_lose_their_last_segments():
+    whole, cut = told(4, 0), told(4, 0, context=64)
+    assert said(whole) == "part 0part 1part 2part 3" and length(cut) <= 64
+    assert said(cut) == "part 0part 1part 2" and sum(isinstance(part, Media) for part in cut) == 2
+
+
+def test_text_alone_is_read():
+    assert said(made("read", row("just words"))) == "just words"
+    assert length(made("read", row("long " * 100), context=64)) == 64
+    talk = made("read", row(turns=[("human", "colour?"), ("gpt", "red")]))
+    assert said(talk) == "colour? red" and not any(isinstance(part, Media) for part in talk)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from showo2.data.order import inverse, make_key, permute
+from showo2.data.order import Windows, inverse, make_key, permute
 
 keys = st.integers(0, 2**64 - 1)
 
@@ -50,3 +50,40 @@ def test_positions_outside_and_empty_orders_are_errors():
         permute(10, 10, 0)
     with pytest.raises(ValueError, match="cannot order 0"):
         permute(0, 0, 0)
+
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(sizes, keys, st.integers(1, 8))
+def test_windows_are_a_bijection_that_stays_in_its_shards(shards, key, window):
+    order, total = Windows(shards, key, window), sum(shards)
+    rows = order.places(np.arange(total))
+    assert sorted(rows) == list(range(total))
+    owner = np.repeat(np.arange(len(shards)), shards)[rows]
+    windows = order.windows(np.arange(total))
+    for w in range(windows[-1] + 1):
+        assert set(owner[windows == w]) == set(order.members(w))
+    assert sorted(i for w in range(windows[-1] + 1) for i in order.members(w)) == list(range(len(shards)))
+    assert order.members(windows[-1] + 1) == []
+
+
+@settings(deadline=None)
+@given(sizes, keys, st.integers(1, 8), st.data())
+def test_any_part_of_a_windowed_order_can_be_asked_for_alone(shards, key, window, data):
+    whole = Windows(shards, key, window).places(np.arange(sum(shards)))
+    some = np.array(data.draw(st.lists(st.integers(0, sum(shards) - 1), max_size=20)), np.int64)
+    assert Windows(shards, key, window).places(some).tolist() == whole[some].tolist()
+
+
+def test_windowed_order_at_the_papers_size_takes_no_table():
+    rows = 66_000_000
+    order = Windows(np.full(rows // 11_000, 11_000), 1)
+    middle = order.places(np.arange(rows // 2, rows // 2 + 512))
+    assert len(set((middle // 11_000).tolist())) > 60  # a batch mixes all 64 shards of its window
+    assert len(set(middle.tolist())) == 512
+
+
+def test_windowed_order_is_fixed_forever():
+    assert Windows([3, 2, 4], make_key(0, "pairs", 0), 2).places(np.arange(9)).tolist() == [0, 6, 1, 7, 2, 5, 8, 3, 4]

@@ -45,20 +45,23 @@ def text_of(source: str, row: int) -> TextRow:
     return TextRow(uid, messages=json.dumps(turns))
 
 
-def write_shard(folder: Path, source: str, kind: str, number: int, rows: range) -> Shard:
+def write_shard(folder: str | Path, source: str, kind: str, number: int, rows: range,
+                bucket: tuple[int, int, int] = BUCKET, text: Callable[[str, int], TextRow] = text_of) -> Shard:
     """One shard with both sidecars; `rows` are numbers within the source."""
-    schema = ShardSchema(source, kind, BUCKET, "vae", (0.0,) * 16, (1.0,) * 16, "center")
+    folder = Path(folder)
+    schema = ShardSchema(source, kind, bucket, "vae", (0.0,) * 16, (1.0,) * 16, "center")
+    times = np.zeros((len(rows), schema.frames), np.float32) if schema.timed else None
     uids = [uid_of(source, row) for row in rows]
-    latents = np.random.default_rng([len(source), number]).standard_normal((len(rows), 16, *BUCKET))
+    latents = np.random.default_rng([len(source), number]).standard_normal((len(rows), 16, *bucket))
     name = f"{source}-{number}"
     with open(folder / f"{name}.arrow", "wb") as file:
         write_latents(file, schema, uids, latents.astype(np.float16), np.full((len(rows), 2), 512, np.int32),
-                      np.zeros((len(rows), 4), np.int32))
+                      np.zeros((len(rows), 4), np.int32), times)
     with open(folder / f"{name}.text.arrow", "wb") as file:
-        write_text(file, schema, [text_of(source, row) for row in rows])
+        write_text(file, schema, [text(source, row) for row in rows])
     with open(folder / f"{name}.teacher.arrow", "wb") as file:
         write_teacher(file, schema, uids, [_jpeg(COLOURS[row % 4]) for row in rows])
-    return Shard(f"{name}.arrow", f"{name}.text.arrow", f"{name}.teacher.arrow", source, kind, BUCKET, len(rows),
+    return Shard(f"{name}.arrow", f"{name}.text.arrow", f"{name}.teacher.arrow", source, kind, bucket, len(rows),
                  (folder / f"{name}.arrow").stat().st_size, "0", name)
 
 
