@@ -1,4 +1,4 @@
-"""From `NAME=PATH` on a command line to the units of work: one input tar each."""
+"""From `NAME=PATH` or `NAME:PRESET=PATH` on a command line to the units of work: one input tar each."""
 
 import os
 import re
@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.presets import PRESETS
 from pipelines.publish import Unit, filesystem, is_local
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _WILDCARD = re.compile(r"[*?\[]")
+DEFAULT = "img2dataset"
 
 
 class InputError(ValueError):
@@ -23,22 +25,37 @@ class InputShard:
     unit: Unit
     bytes: int
     version: str
+    preset: str = DEFAULT
 
 
-def parse_sources(specs: Iterable[str]) -> dict[str, list[str]]:
-    """{name: [path, ...]} of `NAME=PATH` arguments; the same name may come several times.
+def parse_sources(specs: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    """{name: (preset, [path, ...])} of `NAME=PATH` and `NAME:PRESET=PATH`; the same name may come several times.
 
-    Raises InputError for an argument of another form.
+    Raises InputError for an argument of another form, and for a preset that this job cannot read.
     """
-    sources: dict[str, list[str]] = {}
+    sources: dict[str, tuple[str, list[str]]] = {}
     for spec in specs:
         name, equals, path = spec.partition("=")
+        name, colon, preset = name.partition(":")
         if not equals or not path or not _NAME.fullmatch(name):
             raise InputError(f"source {spec!r} is not of the form NAME=PATH, for example web=DIR/web/*.tar")
-        sources.setdefault(name, []).append(path)
+        preset = preset if colon else DEFAULT
+        _check_preset(name, preset)
+        known, paths = sources.setdefault(name, (preset, []))
+        if known != preset:
+            raise InputError(f"source {name} has two presets, {known} and {preset}; give each a name of its own")
+        paths.append(path)
     if not sources:
         raise InputError("no source given: add --source NAME=PATH, for example --source web=DIR/web/*.tar")
     return sources
+
+
+def _check_preset(source: str, preset: str) -> None:
+    if preset not in PRESETS:
+        raise InputError(f"source {source}: no preset {preset!r}; known: {', '.join(sorted(PRESETS))}")
+    kind = PRESETS[preset].kind
+    if kind not in ("pairs", "conversations"):
+        raise InputError(f"source {source}: {preset} holds {kind}; tars of pairs and conversations are read here")
 
 
 def plan(specs: Sequence[str]) -> list[InputShard]:
@@ -48,10 +65,10 @@ def plan(specs: Sequence[str]) -> list[InputShard]:
     matches, a file is no tar by its name or cannot be read.
     """
     shards = []
-    for source, paths in sorted(parse_sources(specs).items()):
+    for source, (preset, paths) in sorted(parse_sources(specs).items()):
         found = {shard[0]: shard for path in paths for shard in _find(source, path)}
         for index, (path, size, version) in enumerate(sorted(found.values())):
-            shards.append(InputShard(Unit(source, path, index), size, version))
+            shards.append(InputShard(Unit(source, path, index), size, version, preset))
     return shards
 
 
