@@ -5,7 +5,6 @@ batch, greedy decoding), so the captions are the same whatever the number of wor
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,25 +16,22 @@ from typing import Any
 import pyarrow as pa
 import torch
 import xxhash
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from pipelines.facts import write_parquet
 from pipelines.ledger import LedgerError
+from pipelines.models import HASH_DIGITS, weights_hash
 from pipelines.probe import ProbeError
 from pipelines.publish import Unit, fingerprint, publish, publish_record
 from pipelines.rows import MediaReader, SelectedUnit, open_picture, read_rows
 from pipelines.sources import InputError
-from showo2.tiny import resolve
 from showo2.tiny.world import CAPTION_PROMPTS
 
 VERSION = 2  # goes up when the same pictures give other captions
 DECODE_THREADS = 4
 REFUSED = "failed:evaluation_prompt"
-HASH_DIGITS = 16  # of the weights' hash, in a captioner's name
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
@@ -86,35 +82,6 @@ def load_refused(path: str | None) -> list[str]:
 def choose_prompt(uid: str, prompts: tuple[Prompt, ...]) -> Prompt:
     """By a hash of the uid: the same one in every run."""
     return prompts[xxhash.xxh3_64_intdigest(uid.encode()) % len(prompts)]
-
-
-def local_model(spec: str) -> str:
-    """The folder of a model named as `tiny:NAME`, a path or a Hub id. InputError if there is none."""
-    try:
-        path = resolve(spec)
-    except (ValueError, FileNotFoundError) as error:
-        raise InputError(f"--captioner: {error}") from error
-    if os.path.isdir(path):
-        return path
-    try:
-        return snapshot_download(path)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cure = "give tiny:captioner, a folder, or the id of a model on the Hub"
-        raise InputError(
-            f"--captioner {spec}: no such folder and not to be had from the Hub; {cure}"
-        ) from error
-
-
-def weights_hash(folder: str) -> str:
-    """Hash of the files of a model's folder, whatever the folder's name."""
-    digest = xxhash.xxh3_128()
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 class Captioner:

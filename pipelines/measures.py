@@ -12,6 +12,8 @@ from scipy import ndimage
 
 SIDE = 256  # pixels of the shorter side at which pixels are measured
 THUMB = 8
+_BASE = 128  # pixels from which all pHashes of a picture are made
+_PHASH = 32  # pixels that imagehash asks for
 CROP = 0.05  # of a side: what a cropped copy may lack
 _TILE = 16
 _STROKE = 40  # of 255: a step of brightness between neighbours that writing makes
@@ -46,17 +48,18 @@ def crop_boxes(width: float, height: float) -> list[tuple[float, float, float, f
     return [(x, y, x + width - dx, y + height - dy) for y in (0, dy / 2, dy) for x in (0, dx / 2, dx)]
 
 
-def perceptual_hash(image: Image.Image) -> int:
-    """64-bit pHash: signs of the low frequencies."""
-    return int(str(imagehash.phash(image)), 16)
-
-
 def likeness(image: Image.Image) -> dict[str, int | bytes]:
     """`phash` of the picture, `crops`: pHashes of its 9 crops (9 x uint64, little-endian), `thumb`: 8 x 8 RGB bytes."""
-    small = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX) if max(image.size) > 2 * SIDE else image
-    crops = [perceptual_hash(small.crop(tuple(map(round, box)))) for box in crop_boxes(*small.size)]
-    thumb = small.resize((THUMB, THUMB), Image.Resampling.BOX)
-    return {"phash": perceptual_hash(small), "crops": np.array(crops, "<u8").tobytes(), "thumb": thumb.tobytes()}
+    small = image.convert("L").resize((_BASE, _BASE), Image.Resampling.BOX)
+    whole, *crops = (_phash(small, box) for box in [(0, 0, _BASE, _BASE), *crop_boxes(_BASE, _BASE)])
+    thumb = image.resize((THUMB, THUMB), Image.Resampling.BOX)
+    return {"phash": whole, "crops": np.array(crops, "<u8").tobytes(), "thumb": thumb.tobytes()}
+
+
+def _phash(image: Image.Image, box: tuple[float, float, float, float]) -> int:
+    """64-bit pHash of a box of the picture: signs of its low frequencies."""
+    small = image.resize((_PHASH, _PHASH), Image.Resampling.LANCZOS, box=box)
+    return int(str(imagehash.phash(small)), 16)
 
 
 def plain_text(text: str) -> str:

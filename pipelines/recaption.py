@@ -9,17 +9,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.captioner import (
-    HASH_DIGITS,
-    VERSION,
-    Captioner,
-    Prompt,
-    load_prompts,
-    load_refused,
-    local_model,
-    weights_hash,
-)
+from pipelines.captioner import VERSION, Captioner, Prompt, load_prompts, load_refused
 from pipelines.ledger import LedgerError
+from pipelines.models import HASH_DIGITS, local_model, weights_hash
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish_json
 from pipelines.rows import Selection, dataset_manifest, load_selection
@@ -67,7 +59,7 @@ def recaption(config: RecaptionConfig) -> RecaptionReport:
     started = time.monotonic()
     selection = load_selection(config.data)
     prompts = load_prompts(config.captioner, config.prompts)
-    folder = local_model(config.captioner)
+    folder = local_model(config.captioner, "--captioner")
     collect_leftovers(config.data)
     publish_json(config.data, "recaption.json", config)
     records = _caption_stage(config, selection, prompts, folder)

@@ -70,13 +70,15 @@ def run_actors(
     make: Callable[..., Callable[[Task], dict[str, Any]]],
     arguments: dict[str, Any],
     tasks: list[Task],
-    workers: int,
+    workers: int | None,
     progress: StageProgress,
     num_gpus: float = 0,
 ) -> list[dict[str, Any]]:
     """As `run_tasks`, with `workers` actors of which each calls `make(**arguments)` once for its function."""
     if not tasks:
         return []
+    if workers is None:
+        workers = max(1, int(ray.cluster_resources()["CPU"]))
     if workers == 0:
         return _collect(_here(_PerUnit(make, arguments), tasks), progress)
     dataset = _dataset(tasks).map(

@@ -28,6 +28,26 @@ class InputShard:
     preset: str = DEFAULT
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which tars of each source a run looks at: for a first look at a large source."""
+
+    limit: int | None = None
+    """At most so many, the first by path."""
+    sample: float = 1.0
+    """About this share, the same in every run, and at least one."""
+
+    def of(self, shards: list[InputShard]) -> list[InputShard]:
+        """The part of one source's shards. InputError where a number is out of range."""
+        if not 0 < self.sample <= 1 or (self.limit is not None and self.limit < 1):
+            raise InputError("--part.sample is a share in (0, 1], --part.limit at least 1")
+        drawn = sorted(shards, key=lambda shard: shard.unit.id)[: max(1, round(self.sample * len(shards)))]
+        return sorted(drawn, key=lambda shard: shard.unit.path)[: self.limit]
+
+
+WHOLE = Part()
+
+
 def parse_sources(specs: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
     """{name: (preset, [path, ...])} of `NAME=PATH` and `NAME:PRESET=PATH`; the same name may come several times.
 
@@ -58,8 +78,8 @@ def _check_preset(source: str, preset: str) -> None:
         raise InputError(f"source {source}: {preset} holds {kind}; tars of pairs and conversations are read here")
 
 
-def plan(specs: Sequence[str]) -> list[InputShard]:
-    """The shards of all sources, by name of the source and path, without reading any.
+def plan(specs: Sequence[str], part: Part = WHOLE) -> list[InputShard]:
+    """The shards of `part` of all sources, by name of the source and path, without reading any.
 
     A path is a tar, a folder of tars or a pattern, local or any fsspec URL. Raises InputError where nothing
     matches, a file is no tar by its name or cannot be read.
@@ -67,8 +87,11 @@ def plan(specs: Sequence[str]) -> list[InputShard]:
     shards = []
     for source, (preset, paths) in sorted(parse_sources(specs).items()):
         found = {shard[0]: shard for path in paths for shard in _find(source, path)}
-        for index, (path, size, version) in enumerate(sorted(found.values())):
-            shards.append(InputShard(Unit(source, path, index), size, version, preset))
+        own = [
+            InputShard(Unit(source, path, index), size, version, preset)
+            for index, (path, size, version) in enumerate(sorted(found.values()))
+        ]
+        shards += part.of(own)
     return shards
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.captioner import HASH_DIGITS, Captioner, Prompt, choose_prompt, load_prompts, weights_hash
+from pipelines.captioner import Captioner, Prompt, choose_prompt, load_prompts
 from pipelines.curate import CurateConfig, curate
+from pipelines.models import HASH_DIGITS, weights_hash
 from pipelines.recaption import RecaptionConfig, recaption
 from pipelines.rows import load_selection, read_captions, read_rows
 from pipelines.sources import InputError
@@ -187,7 +188,7 @@ def test_mistakes(data, report, tmp_path):
         recaption(RecaptionConfig(str(tmp_path)))
     with pytest.raises(InputError, match="not a shipped part"):
         recaption(replace(RecaptionConfig(data), captioner="tiny:kaptioner"))
-    with pytest.raises(InputError, match="give tiny:captioner, a folder"):
+    with pytest.raises(InputError, match="--captioner .*nothing: no such folder"):
         recaption(replace(RecaptionConfig(data), captioner=str(tmp_path / "nothing")))
 
 
