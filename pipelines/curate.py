@@ -32,7 +32,7 @@ from pipelines.publish import (
     publish_record,
 )
 from pipelines.report import Samples, draw_samples, write_report
-from pipelines.rows import dataset_manifest, read_table
+from pipelines.rows import dataset_manifest, load_selection, read_table
 from pipelines.rules import Rules, scores_needed
 from pipelines.run import run_tasks
 from pipelines.scores import UnitFiles, parse_scorers, score_files, score_stage
@@ -123,6 +123,16 @@ def curate(config: CurateConfig) -> Report:
     samples = draw_samples(_samples(selections), config.limits.max_pixels)
     write_report(config.out, report, samples, config)
     return report
+
+
+def add_scores(config: CurateConfig) -> None:
+    """Make `config.score` for the units of a dataset that stands already."""
+    scorers = parse_scorers(config.score)
+    units = [selected.unit for selected in load_selection(config.out).units]
+    facts = done(config.out, "facts", only=[unit.id for unit in units])
+    pairs = [(unit, facts[unit.id]) for unit in units]
+    score_stage(config.out, scorers, pairs, config.workers, config.gpus_per_worker)
+    dataset_manifest(config.out)
 
 
 class _Clock:

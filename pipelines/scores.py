@@ -178,7 +178,7 @@ class UnitScorer:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self.measure = _measure(scorer)
+        self.measure = load_measure(scorer)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Score one unit and publish it."""
@@ -204,7 +204,8 @@ class UnitScorer:
         return {"rows": len(table)}
 
 
-def _measure(scorer: Scorer) -> Measure:
+def load_measure(scorer: Scorer) -> Measure:
+    """The function that makes a scorer's scores, with its model loaded."""
     if scorer.name == "text":
         return measure_texts
     if scorer.name == "pixels":
