@@ -72,7 +72,7 @@ def text_hash(text: str) -> int:
     """64-bit simhash of a text's 4-character shingles, whatever its case, digits and punctuation."""
     letters = re.sub(r"[\W\d_]+", " ", plain_text(text).casefold()).strip()
     shingles = {letters[start : start + _SHINGLE] for start in range(max(1, len(letters) - _SHINGLE + 1))}
-    hashes = np.array([xxhash.xxh3_64_intdigest(shingle) for shingle in sorted(shingles)], np.uint64)
+    hashes = np.array([xxhash.xxh3_64_intdigest(shingle.encode()) for shingle in sorted(shingles)], np.uint64)
     votes = np.unpackbits(hashes.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
     bits = votes.sum(0) * 2 > len(hashes)
     return int(np.packbits(bits, bitorder="little").view("<u8")[0])

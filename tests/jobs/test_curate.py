@@ -125,8 +125,15 @@ def stop_in_the_middle(source: Path, out: Path, how: signal.Signals) -> str:
     """
     before = len(done_units(out))
     command = [sys.executable, "-m", "jobs.curate", "--source", f"web={source}/*.tar", "--out", str(out)]
-    pipe: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    job = subprocess.Popen(command, cwd=PROJECT, start_new_session=True, **pipe)
+    job = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     family = psutil.Process(job.pid)
     while job.poll() is None and not (workers := workers_of(family, "ray::Map")):
         time.sleep(0.05)
