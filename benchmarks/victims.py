@@ -35,10 +35,21 @@ RULES = Rules(
 )  # fmt: skip
 TAR_ROWS = 1000
 NEAR = ("resized", "recompressed", "cropped")
-_SUBJECTS = "river mountain harbour garden castle bridge forest station library market kitchen tower island valley".split()
-_VERBS = "beside behind above below facing crossing touching circling leaving".split()
-_QUALITIES = "quiet crowded golden frozen ancient empty narrow painted windy distant broken sunny rainy green".split()
-_THINGS = "boats horses lanterns children bicycles bottles umbrellas carriages windows flowers barrels ladders".split()
+_SUBJECTS = [
+    "river", "mountain", "harbour", "garden", "castle", "bridge", "forest", "station", "library", "market",
+    "kitchen", "tower", "island", "valley",
+]
+_VERBS = [
+    "beside", "behind", "above", "below", "facing", "crossing", "touching", "circling", "leaving",
+]
+_QUALITIES = [
+    "quiet", "crowded", "golden", "frozen", "ancient", "empty", "narrow", "painted", "windy", "distant",
+    "broken", "sunny", "rainy", "green",
+]
+_THINGS = [
+    "boats", "horses", "lanterns", "children", "bicycles", "bottles", "umbrellas", "carriages", "windows",
+    "flowers", "barrels", "ladders",
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Painter:
         self.random = random.Random(seed)
         frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64))) + 1 / 64
         self.falloff = 1 / frequency**1.2
-        self.grain = self.numbers.normal(0, 12, (1024, 1024, 1)).astype(np.float32)
+        self.grain = self.numbers.normal(0, 12, (1600, 1600, 1)).astype(np.float32)
 
     def field(self, size: tuple[int, int] = (560, 540)) -> Image.Image:
         """A smooth coloured field."""
@@ -87,8 +98,7 @@ class Painter:
         """A field with grain."""
         width, height = size
         x, y = self.random.randrange(64), self.random.randrange(64)
-        grain = np.resize(self.grain[y:, x:], (height, width, 1))
-        values = np.asarray(self.field(size), np.float32) + grain
+        values = np.asarray(self.field(size), np.float32) + self.grain[y : y + height, x : x + width]
         return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
     def caption(self) -> bytes:

@@ -107,10 +107,10 @@ def curate(config: CurateConfig) -> Report:
     _refuse_empty_sources([*shards, *evaluation], facts)
     clock.stop("facts")
     files = _scored(config, scorers, shards, facts)
-    if evaluation:
-        _scored(config, [scorer for scorer in scorers if scorer.name == "pixels"], evaluation, facts)
+    for own in files:
+        own.check(scores_needed(config.rules))
+    forbidden = _scored(config, [scorer for scorer in scorers if scorer.name == "pixels"], evaluation, facts)
     clock.stop("scores")
-    forbidden = score_files(config.out, [(shard.unit, facts[shard.unit.id]) for shard in evaluation])
     losers = find_losers(files, forbidden, config.rules, config.dedup)
     clock.stop("duplicates")
     units = [shard.unit for shard in shards]
@@ -151,13 +151,10 @@ class _Clock:
 def _scored(
     config: CurateConfig, scorers: list[Any], shards: list[InputShard], facts: dict[str, Record]
 ) -> list[UnitFiles]:
-    """Facts and scores of the shards; InputError where a rule looks at a score that was never made."""
+    """Facts and scores of the shards, the scores made where they are missing."""
     units = [(shard.unit, facts[shard.unit.id]) for shard in shards]
     score_stage(config.out, scorers, units, config.workers, config.gpus_per_worker)
-    files = score_files(config.out, units)
-    for own in files:
-        own.check(scores_needed(config.rules))
-    return files
+    return score_files(config.out, units)
 
 
 def _facts_stage(config: CurateConfig, shards: list[InputShard]) -> dict[str, Record]:
