@@ -27,7 +27,7 @@ def test_leads_are_removed(said, caption):
         (Answer("a red circle", "stop", 3), "stop"),
         (Answer("a red circle left of", "length", 5), "length"),
         (Answer("", "stop", 0), "failed:empty_caption"),
-        (Answer("The image shows ", "stop", 3), "failed:short_caption"),
+        (Answer("The image shows ", "stop", 3), "failed:empty_caption"),
         (Answer("circle", "stop", 1), "failed:short_caption"),
         (Answer("a tree and " * 9, "length", 27), "failed:repetition"),
         (Answer(None, "failed:http_400", 0), "failed:http_400"),

@@ -122,7 +122,8 @@ def test_a_refused_caption_is_asked_for_again_in_other_words(tmp_path):
     write_tar(tmp_path / "0.tar", [("0.jpg", jpeg(scene))])
     with tarfile.open(tmp_path / "0.tar") as tar:
         member = tar.getmember("0.jpg")
-    row = {"uid": "00", "source": "web", "kind": "pair", "text": "", "offset": member.offset_data, "size": member.size}
+    row = {"uid": "00", "source": "web", "kind": "pair", "text": "", "hash": "", "offset": member.offset_data,
+           "size": member.size}
     folder = resolve("tiny:captioner")
     prompts = [{"id": style, "text": text} for style, text in CAPTION_PROMPTS.items()]
     options = {"batch": 4, "max_new_tokens": 64, "skip_sources": [], "refuse": [], "gpu": False}
