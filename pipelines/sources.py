@@ -115,7 +115,7 @@ def _find(source: str, path: str) -> list[tuple[str, int, str]]:
         raise InputError(f"source {source}: no permission to read {path}") from error
     except Exception as error:  # every store fails in its own way: no credentials, no such host
         raise InputError(f"source {source}: {path} cannot be listed: {error}") from error
-    infos = [info for info in infos if info["type"] == "file"]
+    infos = [info for info in infos if info["type"] == "file" or fs.isfile(info["name"])]  # links too
     if not infos:
         raise InputError(f"source {source}: no tar matches {path}; check the path, and quote patterns")
     return [_shard(source, fs.unstrip_protocol(info["name"]), info, local) for info in infos]
@@ -129,7 +129,8 @@ def _shard(source: str, path: str, info: dict[str, Any], local: bool) -> tuple[s
         path = os.path.abspath(info["name"])
         if not os.access(path, os.R_OK, effective_ids=True):
             raise InputError(f"source {source}: no permission to read {path}")
-        return path, info["size"], str(os.stat(path).st_mtime_ns)
+        state = os.stat(path)
+        return path, state.st_size, str(state.st_mtime_ns)
     return path, info["size"], str(info.get("ETag") or info.get("mtime") or info.get("LastModified"))
 
 
