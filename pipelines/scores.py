@@ -225,7 +225,7 @@ def measure_texts(tar: str, rows: list[Row]) -> list[Row]:
 
 def measure_pixels(tar: str, rows: list[Row]) -> list[Row]:
     """What `measures` says about each picture, decoded at about 256 pixels; or why it cannot be decoded."""
-    scores = []
+    scores: list[Row] = []
     with closing(MediaReader(tar)) as media:
         for row in rows:
             try:
