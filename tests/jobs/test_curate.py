@@ -124,7 +124,9 @@ def stop_in_the_middle(source: Path, out: Path, how: signal.Signals) -> str:
     Half of what it did is then forgotten, so that much is left, however late the signal came on a busy machine.
     """
     before = len(done_units(out))
-    command = [sys.executable, "-m", "jobs.curate", "--source", f"web={source}/*.tar", "--out", str(out)]
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "jobs.curate"]
+    command += ["--source", f"web={source}/*.tar", "--out", str(out)]
     job = subprocess.Popen(
         command,
         cwd=PROJECT,
@@ -132,7 +134,6 @@ def stop_in_the_middle(source: Path, out: Path, how: signal.Signals) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     family = psutil.Process(job.pid)
     while job.poll() is None and not (workers := workers_of(family, "ray::Map")):

@@ -195,7 +195,8 @@ def test_mistakes(data, report, tmp_path):
 
 def test_weights_that_change_under_a_running_job_are_noticed():
     with pytest.raises(RuntimeError, match="has changed since the job began"):
-        Captioner(resolve("tiny:captioner"), "tiny:captioner@0123456789abcdef", [], {})
+        options = {"max_new_tokens": 64, "gpu": False}
+        Captioner(resolve("tiny:captioner"), "tiny:captioner@0123456789abcdef", [], options)
 
 
 def test_weights_hash_is_of_the_content(tmp_path):
