@@ -77,8 +77,7 @@ def _near_pictures(
     pairs = near.confirm(pairs, _thumbs(units + evaluation, table, np.unique(pairs[:, :2])))
     found = near.settle(pairs, _rank(table, from_evaluation))
     for why, chosen in ((EVALUATION, True), (NEAR, False)):
-        numbers = [loser for loser, kept in found.items() if from_evaluation[kept] == chosen]
-        _add(losers, table.take(numbers), why, table["uid"].take([found[number] for number in numbers]))
+        _give_way(losers, table, {row: kept for row, kept in found.items() if from_evaluation[kept] == chosen}, why)
 
 
 def _thumbs(units: list[UnitFiles], table: pa.Table, numbers: np.ndarray) -> np.ndarray:
@@ -97,7 +96,13 @@ def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules) ->
     rows = rows.filter(pc.and_(pc.is_valid(rows["caption_hash"]), pc.equal(rows["kind"], "pair"))).combine_chunks()
     hashes = rows["caption_hash"].to_numpy()
     found = near.settle(near.candidates(hashes, hashes[:, None], near.CAPTION_BITS), _rank(rows))
-    _add(losers, rows.take(list(found)), CAPTION, rows["uid"].take(list(found.values())))
+    _give_way(losers, rows, found, CAPTION)
+
+
+def _give_way(losers: Losers, table: pa.Table, found: dict[int, int], why: str) -> None:
+    """`found`: {loser: who stays}, by numbers in the table."""
+    lost, kept = (pa.array(numbers, pa.int64()) for numbers in (list(found), list(found.values())))
+    _add(losers, table.take(lost), why, table["uid"].take(kept))
 
 
 def _rank(table: pa.Table, first: np.ndarray | None = None) -> np.ndarray:
