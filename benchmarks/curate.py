@@ -70,7 +70,9 @@ def write_source(folder: Path, pictures: int) -> None:
                 data = contents[number % len(contents)]
                 comment = f"{number:012d}".encode()
                 data = data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:]
-                meta = json.dumps({"caption": f"picture {number}", "width": 640, "url": "https://example.org/x.jpg"})
+                meta = json.dumps(
+                    {"caption": f"picture {number}", "width": 640, "url": "https://example.org/x.jpg"}
+                )
                 for name, value in (("jpg", data), ("txt", b"picture %d" % number), ("json", meta.encode())):
                     info = tarfile.TarInfo(f"{number:08d}.{name}")
                     info.size = len(value)
@@ -81,7 +83,12 @@ def ours(source: Path, out: Path) -> int:
     """The facts of every tar, published; returns the rows that a decision can be made on."""
     rows = 0
     for shard in plan([f"web={source}"]):
-        task = {"version": [shard.bytes, shard.version], "preset": shard.preset, "limits": vars(Limits()), "print": "x"}
+        task = {
+            "version": [shard.bytes, shard.version],
+            "preset": shard.preset,
+            "limits": vars(Limits()),
+            "print": "x",
+        }
         rows += make_facts({**vars(shard.unit), "out": str(out), **task})["rows"]
     return rows
 
@@ -150,9 +157,14 @@ def run(options: Options) -> Report:
         small, large = peak_memory(tenth), peak_memory(source)
     took = {name: median(round_[name] for round_ in times) for name in sides}
     rows = [Row("pictures", options.pictures, ""), Row("tars", size, "MB")]
-    rows += [Row(f"{name}: pictures a second", options.pictures / value, "1/s") for name, value in took.items()]
+    rows += [
+        Row(f"{name}: pictures a second", options.pictures / value, "1/s") for name, value in took.items()
+    ]
     rows += [Row(f"{name}: MB a second", size / value, "MB/s") for name, value in took.items()]
-    rows += [Row("peak memory, a tenth of the input", small, "MiB"), Row("peak memory, all of it", large, "MiB")]
+    rows += [
+        Row("peak memory, a tenth of the input", small, "MiB"),
+        Row("peak memory, all of it", large, "MiB"),
+    ]
     aims = [
         Aim("speed, of decoding everything", took["decode everything"] / took["ours"], ">=", 10),
         Aim("speed, of reading the bytes", took["read, no work"] / took["ours"], ">=", 0.8),

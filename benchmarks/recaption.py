@@ -85,7 +85,9 @@ def run(options: Options) -> Report:
     rows = [Row("captions that are right: alt texts", before["after"], ""),
             Row("captions that are right: recaptioned", after["after"], "")]  # fmt: skip
     for name, score in scores.items():
-        rows += [Row(f"{part}s that are right: trained on {name}", value, "") for part, value in score.items()]
+        rows += [
+            Row(f"{part}s that are right: trained on {name}", value, "") for part, value in score.items()
+        ]
     gain = scores["recaptioned"]["picture"] - scores["alt"]["picture"]
     aims = [Aim("captions that are right", after["after"], ">=", 0.95),
             Aim("pictures that are right: recaptioned less alt texts", gain, ">", 0.0)]  # fmt: skip

@@ -36,19 +36,61 @@ RULES = Rules(
 TAR_ROWS = 1000
 NEAR = ("resized", "recompressed", "cropped")
 _SUBJECTS = [
-    "river", "mountain", "harbour", "garden", "castle", "bridge", "forest", "station", "library", "market",
-    "kitchen", "tower", "island", "valley",
+    "river",
+    "mountain",
+    "harbour",
+    "garden",
+    "castle",
+    "bridge",
+    "forest",
+    "station",
+    "library",
+    "market",
+    "kitchen",
+    "tower",
+    "island",
+    "valley",
 ]
 _VERBS = [
-    "beside", "behind", "above", "below", "facing", "crossing", "touching", "circling", "leaving",
+    "beside",
+    "behind",
+    "above",
+    "below",
+    "facing",
+    "crossing",
+    "touching",
+    "circling",
+    "leaving",
 ]
 _QUALITIES = [
-    "quiet", "crowded", "golden", "frozen", "ancient", "empty", "narrow", "painted", "windy", "distant",
-    "broken", "sunny", "rainy", "green",
+    "quiet",
+    "crowded",
+    "golden",
+    "frozen",
+    "ancient",
+    "empty",
+    "narrow",
+    "painted",
+    "windy",
+    "distant",
+    "broken",
+    "sunny",
+    "rainy",
+    "green",
 ]
 _THINGS = [
-    "boats", "horses", "lanterns", "children", "bicycles", "bottles", "umbrellas", "carriages", "windows",
-    "flowers", "barrels", "ladders",
+    "boats",
+    "horses",
+    "lanterns",
+    "children",
+    "bicycles",
+    "bottles",
+    "umbrellas",
+    "carriages",
+    "windows",
+    "flowers",
+    "barrels",
+    "ladders",
 ]
 
 
@@ -92,7 +134,9 @@ class Painter:
         noise = self.numbers.normal(size=(3, 64, 64))
         values = np.real(np.fft.ifft2(np.fft.fft2(noise) * self.falloff))
         values = (values - values.min()) / (values.max() - values.min()) * 255
-        return Image.fromarray(values.transpose(1, 2, 0).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        return Image.fromarray(values.transpose(1, 2, 0).astype(np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
 
     def picture(self, size: tuple[int, int] = (560, 540)) -> Image.Image:
         """A field with grain."""
@@ -130,7 +174,9 @@ def page(painter: Painter) -> Image.Image:
 def victims(paint: Painter) -> dict[str, Callable[[], Pair]]:
     """One maker of a row for each account that a row alone can have."""
 
-    def row(account: str, image: Image.Image | bytes | None = None, text: bytes | None = None, **more: object) -> Pair:
+    def row(
+        account: str, image: Image.Image | bytes | None = None, text: bytes | None = None, **more: object
+    ) -> Pair:
         data = image if isinstance(image, bytes) else encoded(image or paint.picture())
         return Pair(account, data, paint.caption() if text is None else text, **more)  # type: ignore[arg-type]
 
@@ -204,11 +250,19 @@ def rows(paint: Painter, count: int, evaluation: list[bytes]) -> Iterator[Pair]:
         elif turn % 3 == 1 and turn % 9 == 1:
             image = paint.picture()
             evaluation.append(encoded(image, quality=70))
-            made.append(Pair("dropped:evaluation_set", encoded(image.resize((700, 675))), paint.caption(), _GOOD))
+            made.append(
+                Pair("dropped:evaluation_set", encoded(image.resize((700, 675))), paint.caption(), _GOOD)
+            )
         elif turn % 9 == 4:
             text = paint.caption()
-            pair = [Pair("caption", encoded(paint.picture()), text, _GOOD, group=f"caption{turn}") for _ in range(2)]
-            made += [pair[0], Pair("caption", pair[1].picture, text.upper() + b" !", _GOOD, group=pair[0].group)]
+            pair = [
+                Pair("caption", encoded(paint.picture()), text, _GOOD, group=f"caption{turn}")
+                for _ in range(2)
+            ]
+            made += [
+                pair[0],
+                Pair("caption", pair[1].picture, text.upper() + b" !", _GOOD, group=pair[0].group),
+            ]
         else:
             made += [makers[(turn + offset) % len(makers)]() for offset in (0, 11)]
         yield from made
@@ -235,7 +289,11 @@ def plant(folder: Path, count: int, seed: int = 0) -> dict[str, Pair]:
     for number, pair in enumerate(rows(Painter(seed), count, evaluation)):
         key = f"{number:06d}"
         planted[key] = Pair(pair.account, None, None, group=pair.group)
-        data = ((pair.extension, pair.picture), ("txt", pair.text), ("json", json.dumps(pair.scores).encode()))
+        data = (
+            (pair.extension, pair.picture),
+            ("txt", pair.text),
+            ("json", json.dumps(pair.scores).encode()),
+        )
         members += [(f"{key}.{extension}", value) for extension, value in data if value is not None]
         if (number + 1) % TAR_ROWS == 0:
             write_tar(folder / "web" / f"{tars:05d}.tar", members)
@@ -306,7 +364,10 @@ def run(options: Options) -> Report:
         verdict = judge(folder, planted)
     for line in verdict.wrong[:20]:
         print(line)
-    rows = [Row("rows", verdict.rows, ""), Row("rows with another account than planted", len(verdict.wrong), "")]
+    rows = [
+        Row("rows", verdict.rows, ""),
+        Row("rows with another account than planted", len(verdict.wrong), ""),
+    ]
     rows += [Row(f"recall, {kind}", value, "") for kind, value in verdict.recall.items()]
     aims = [
         Aim("rows with another account than planted", len(verdict.wrong), "==", 0),

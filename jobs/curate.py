@@ -88,7 +88,9 @@ def run(options: Options) -> None:
     if options.select is not None:
         check_name(options.select)
         if config.source:
-            raise InputError(f"--select {options.select} takes no --source: curate first, then select from its rows")
+            raise InputError(
+                f"--select {options.select} takes no --source: curate first, then select from its rows"
+            )
     if options.select is not None or (options.score and not config.source):
         load_selection(options.out)  # mistakes are told before Ray starts
     else:

@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint as a captioning engine: HTTP that fails, answers that are paid for once.
 
-Written as `http://HOST:PORT/v1#MODEL`, several addresses of one model with commas before the `#`. The key comes from the
-environment, OPENAI_API_KEY, and is written nowhere.
+Written as `http://HOST:PORT/v1#MODEL`, several addresses of one model with commas before the `#`. The key comes from
+the environment, OPENAI_API_KEY, and is written nowhere.
 """
 
 import base64
@@ -102,7 +102,13 @@ class Endpoint:
                     if response.status_code not in _AGAIN:
                         return Answer(None, f"failed:http_{response.status_code}", 0)
                     wait = max(wait, _seconds(response.headers.get("Retry-After")))
-                except (requests.RequestException, json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+                except (
+                    requests.RequestException,
+                    json.JSONDecodeError,
+                    KeyError,
+                    IndexError,
+                    TypeError,
+                ) as error:
                     trouble = f"{address}: {type(error).__name__}"
                 time.sleep(min(wait, LONGEST_WAIT))
                 wait *= 2

@@ -40,7 +40,9 @@ def estimate(config: CurateConfig) -> Estimate:
     scorers = parse_scorers(config.score)
     rows, seconds = 0.0, {"facts": 0.0}
     for source in dict.fromkeys(shard.unit.source for shard in shards):
-        own = sorted((shard for shard in shards if shard.unit.source == source), key=lambda shard: shard.bytes)
+        own = sorted(
+            (shard for shard in shards if shard.unit.source == source), key=lambda shard: shard.bytes
+        )
         one = own[len(own) // 2]
         factor = sum(shard.bytes for shard in own) / max(one.bytes, 1)
         took, table = _probed(config, one)

@@ -30,7 +30,9 @@ class Dedup:
     """Also pairs whose captions differ in little more than case, digits and punctuation."""
 
 
-def find_losers(units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, options: Dedup) -> Losers:
+def find_losers(
+    units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, options: Dedup
+) -> Losers:
     """Every row that gives way, with the reason. `evaluation`: units of sets that must not be trained on."""
     losers: Losers = {}
     count = sum(unit.rows for unit in units)
@@ -61,7 +63,9 @@ def _near_pictures(
     """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates."""
     columns = ["phash", "crops", "contrast"]
     rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)
-    forbidden = _gather(evaluation, lambda unit: _good(unit, columns), first=len(units)) if evaluation else rows[:0]
+    forbidden = (
+        _gather(evaluation, lambda unit: _good(unit, columns), first=len(units)) if evaluation else rows[:0]
+    )
     table = pa.concat_tables([forbidden, rows])
     table = table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
     from_evaluation = pc.greater_equal(table["unit"], len(units)).to_numpy()
@@ -77,7 +81,9 @@ def _near_pictures(
     pairs = near.confirm(pairs, _thumbs(units + evaluation, table, np.unique(pairs[:, :2])))
     found = near.settle(pairs, _rank(table, from_evaluation))
     for why, chosen in ((EVALUATION, True), (NEAR, False)):
-        _give_way(losers, table, {row: kept for row, kept in found.items() if from_evaluation[kept] == chosen}, why)
+        _give_way(
+            losers, table, {row: kept for row, kept in found.items() if from_evaluation[kept] == chosen}, why
+        )
 
 
 def _thumbs(units: list[UnitFiles], table: pa.Table, numbers: np.ndarray) -> np.ndarray:
@@ -93,7 +99,9 @@ def _thumbs(units: list[UnitFiles], table: pa.Table, numbers: np.ndarray) -> np.
 
 def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules) -> None:
     rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, ["caption_hash"])), losers)
-    rows = rows.filter(pc.and_(pc.is_valid(rows["caption_hash"]), pc.equal(rows["kind"], "pair"))).combine_chunks()
+    rows = rows.filter(
+        pc.and_(pc.is_valid(rows["caption_hash"]), pc.equal(rows["kind"], "pair"))
+    ).combine_chunks()
     hashes = rows["caption_hash"].to_numpy()
     found = near.settle(near.candidates(hashes, hashes[:, None], near.CAPTION_BITS), _rank(rows))
     _give_way(losers, rows, found, CAPTION)
@@ -109,7 +117,9 @@ def _rank(table: pa.Table, first: np.ndarray | None = None) -> np.ndarray:
     """(N,) places in the order of who stays: those in `first`, then more pixels, then the smaller uid."""
     behind = np.zeros(len(table), bool) if first is None else ~first
     keys = pa.table({"behind": behind, "pixels": table["pixels"], "uid": table["uid"]})
-    order = pc.sort_indices(keys, [("behind", "ascending"), ("pixels", "descending"), ("uid", "ascending")]).to_numpy()
+    order = pc.sort_indices(
+        keys, [("behind", "ascending"), ("pixels", "descending"), ("uid", "ascending")]
+    ).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank
@@ -158,5 +168,7 @@ def _add(losers: Losers, rows: pa.Table, why: str, stays: pa.ChunkedArray | None
 
 def _without(rows: pa.Table, losers: Losers) -> pa.Table:
     out = [unit << 32 | row for unit, places in losers.items() for row in places]
-    place = pc.bit_wise_or(pc.shift_left(pc.cast(rows["unit"], pa.int64()), 32), pc.cast(rows["row"], pa.int64()))
+    place = pc.bit_wise_or(
+        pc.shift_left(pc.cast(rows["unit"], pa.int64()), 32), pc.cast(rows["row"], pa.int64())
+    )
     return rows.filter(pc.invert(pc.is_in(place, pa.array(out, pa.int64()))))

@@ -65,7 +65,9 @@ def _phash(image: Image.Image, box: tuple[float, float, float, float]) -> int:
 def plain_text(text: str) -> str:
     """One line in normal form, with entities resolved and without control characters."""
     text = unicodedata.normalize("NFC", html.unescape(text))
-    return " ".join("".join(c if unicodedata.category(c)[0] != "C" or c in "\n\t" else "" for c in text).split())
+    return " ".join(
+        "".join(c if unicodedata.category(c)[0] != "C" or c in "\n\t" else "" for c in text).split()
+    )
 
 
 def text_hash(text: str) -> int:

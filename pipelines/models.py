@@ -27,9 +27,7 @@ def local_model(spec: str, option: str) -> str:
         return snapshot_download(path)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         cure = "give a shipped part such as tiny:captioner, a folder, or the id of a model on the Hub"
-        raise InputError(
-            f"{option} {spec}: no such folder and not to be had from the Hub; {cure}"
-        ) from error
+        raise InputError(f"{option} {spec}: no such folder and not to be had from the Hub; {cure}") from error
 
 
 def weights_hash(folder: str) -> str:

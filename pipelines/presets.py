@@ -28,7 +28,12 @@ def without_person(text: str) -> str:
 
 _COYO = {"aesthetic": "aesthetic_score_laion_v2", "watermark": "watermark_score", "similarity": "clip_similarity_vitb32",
          "nsfw": "nsfw_score_opennsfw2"}  # fmt: skip
-_LAION = {"aesthetic": "AESTHETIC_SCORE", "watermark": "pwatermark", "similarity": "similarity", "nsfw": "punsafe"}
+_LAION = {
+    "aesthetic": "AESTHETIC_SCORE",
+    "watermark": "pwatermark",
+    "similarity": "similarity",
+    "nsfw": "punsafe",
+}
 _BY_LINK = "pictures belong to their sites"
 
 PRESETS = {

@@ -1,7 +1,7 @@
 """Recaptioning: a vision-language model describes every selected picture; the raw texts stay in the facts.
 
-Units go to actors that load the model, or reach an endpoint, once; `vllm:` models run in ray.data.llm. A unit that was captioned before, for the same selection and with the
-same model and options, is not done again.
+Units go to actors that load the model, or reach an endpoint, once; models named `vllm:` run in ray.data.llm. A unit
+that was captioned before, for the same selection and with the same model and options, is not done again.
 """
 
 import time

@@ -98,8 +98,10 @@ def unwanted_format(rows: pa.Table, rules: Rules) -> pa.Array:
 def caption_length(rows: pa.Table, rules: Rules) -> pa.Array:
     """Pairs whose caption has fewer than `min_words` or more than `max_words`."""
     words = pc.count_substring_regex(rows["text"], r"\S+")
-    wrong = pc.or_(pc.fill_null(_below(words, rules.min_words), False),
-                   pc.fill_null(_above(words, rules.max_words), False))
+    wrong = pc.or_(
+        pc.fill_null(_below(words, rules.min_words), False),
+        pc.fill_null(_above(words, rules.max_words), False),
+    )
     return pc.and_(_pair(rows), wrong)
 
 
@@ -176,7 +178,9 @@ SCORES = {
 
 def scores_needed(rules: Rules) -> list[str]:
     """The scores that have a threshold."""
-    return [score for score, names in SCORES.items() if any(getattr(rules, name) is not None for name in names)]
+    return [
+        score for score, names in SCORES.items() if any(getattr(rules, name) is not None for name in names)
+    ]
 
 
 def reasons(rows: pa.Table, rules: Rules) -> pa.Array:
@@ -200,16 +204,28 @@ def load_rules(path: str | None, given: Rules) -> Rules:
     if not isinstance(values, dict) or (unknown := sorted(values.keys() - known.keys())):
         wrong = f"unknown rule {', '.join(unknown)}" if isinstance(values, dict) else "not a JSON object"
         raise InputError(f"--rules {path}: {wrong}; known: {', '.join(known)}")
-    return Rules(**{**asdict(given), **{name: _typed(path, name, known[name], value) for name, value in values.items()}})
+    return Rules(
+        **{
+            **asdict(given),
+            **{name: _typed(path, name, known[name], value) for name, value in values.items()},
+        }
+    )
 
 
 def _typed(path: str, name: str, wanted: Any, value: Any) -> Any:
     """`value` if it is of the field's type."""
     value = tuple(value) if isinstance(value, list) else value
-    accepted = {int: (int,), bool: (bool,), int | None: (int, type(None)), float | None: (int, float, type(None))}
+    accepted = {
+        int: (int,),
+        bool: (bool,),
+        int | None: (int, type(None)),
+        float | None: (int, float, type(None)),
+    }
     kinds = accepted.get(wanted, (tuple, type(None)))
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise InputError(f"--rules {path}: {name} is {json.dumps(value)}; it takes {getattr(wanted, '__name__', wanted)}")
+        raise InputError(
+            f"--rules {path}: {name} is {json.dumps(value)}; it takes {getattr(wanted, '__name__', wanted)}"
+        )
     return value
 
 

@@ -72,14 +72,20 @@ class UnitFiles:
     @property
     def columns(self) -> list[str]:
         """Names of all facts and scores of the unit."""
-        schemas = [pq.read_schema(pa.BufferReader(read_bytes(self.out, entry["path"]))) for entry in self.scores]
-        return list(dict.fromkeys([*facts.SCHEMA.names, *(name for schema in schemas for name in schema.names)]))
+        schemas = [
+            pq.read_schema(pa.BufferReader(read_bytes(self.out, entry["path"]))) for entry in self.scores
+        ]
+        return list(
+            dict.fromkeys([*facts.SCHEMA.names, *(name for schema in schemas for name in schema.names)])
+        )
 
     def check(self, wanted: list[str]) -> None:
         """InputError unless the unit has these scores."""
         columns = self.columns
         if missing := [score for score in wanted if score not in columns]:
-            family = next((name for name, schema in SCHEMAS.items() if missing[0] in schema.names), missing[0])
+            family = next(
+                (name for name, schema in SCHEMAS.items() if missing[0] in schema.names), missing[0]
+            )
             raise InputError(f"a rule looks at {missing[0]}, which was not measured: add --score {family}")
 
     def read(self, columns: list[str]) -> pa.Table:
@@ -87,7 +93,9 @@ class UnitFiles:
 
         A row whose picture could not be decoded for a score has that `error` and `detail`.
         """
-        table = read_table(self.out, self.facts["path"], [name for name in columns if name in facts.SCHEMA.names])
+        table = read_table(
+            self.out, self.facts["path"], [name for name in columns if name in facts.SCHEMA.names]
+        )
         for entry in self.scores:
             file = pq.ParquetFile(pa.BufferReader(read_bytes(self.out, entry["path"])))
             scores = file.read([name for name in columns if name in file.schema_arrow.names])
@@ -146,13 +154,21 @@ def score_stage(
         prints = {unit.id: _print(scorer, record) for unit, record in units}
         found = done(out, f"scores/{scorer.name}", only=prints)
         tasks = [
-            {"out": out, "unit": vars(unit), "path": unit.path, "facts": record["files"][0], "print": prints[unit.id]}
+            {
+                "out": out,
+                "unit": vars(unit),
+                "path": unit.path,
+                "facts": record["files"][0],
+                "print": prints[unit.id],
+            }
             for unit, record in units
             if found.get(unit.id, {}).get("fingerprint") != prints[unit.id]
         ]
         with StageProgress(f"scores/{scorer.name}", len(units), len(units) - len(tasks)) as progress:
             model = bool(scorer.model)
-            run_actors(UnitScorer, {"scorer": scorer}, tasks, workers, progress, num_gpus=gpus if model else 0)
+            run_actors(
+                UnitScorer, {"scorer": scorer}, tasks, workers, progress, num_gpus=gpus if model else 0
+            )
 
 
 def _print(scorer: Scorer, facts_record: Record) -> str:
@@ -189,7 +205,9 @@ class UnitScorer:
         scores = {row["uid"]: score for row, score in zip(good, self.measure(unit.path, good), strict=True)}
         empty: Row = {}
         schema = pa.schema([("uid", pa.string()), *self.scorer.schema])
-        table = pa.Table.from_pylist([{"uid": row["uid"], **scores.get(row["uid"], empty)} for row in rows], schema)
+        table = pa.Table.from_pylist(
+            [{"uid": row["uid"], **scores.get(row["uid"], empty)} for row in rows], schema
+        )
         family = f"scores/{self.scorer.name}"
         name = fingerprint(unit.id, task["print"])
         entry = publish(task["out"], f"{family}/{name}.parquet", lambda file: write_parquet(file, table))

@@ -74,7 +74,14 @@ def _task(
 ) -> dict[str, Any]:
     state = [entry["xxh3"] for entry in (own.facts, *own.scores)]
     print_ = fingerprint("selection", VERSION, name, rules, state, made_from)
-    return {"unit": vars(unit), "path": unit.path, "files": vars(own), "rules": vars(rules), "print": print_, **more}
+    return {
+        "unit": vars(unit),
+        "path": unit.path,
+        "files": vars(own),
+        "rules": vars(rules),
+        "print": print_,
+        **more,
+    }
 
 
 def _stage(
@@ -114,7 +121,12 @@ def make_part(task: dict[str, Any]) -> dict[str, Any]:
 def _rows(files: UnitFiles) -> pa.Table:
     """Facts, and the scores that rules look at."""
     columns = files.columns
-    return files.read([*facts.SCHEMA.names, *(name for name in SCORES if name in columns and name not in facts.SCHEMA.names)])
+    return files.read(
+        [
+            *facts.SCHEMA.names,
+            *(name for name in SCORES if name in columns and name not in facts.SCHEMA.names),
+        ]
+    )
 
 
 def _rules(task: dict[str, Any]) -> Rules:
@@ -150,7 +162,9 @@ def _sizes(rows: pa.Table) -> dict[str, int]:
     """How many pictures have their shorter side in [n, n + 128)."""
     side = pc.drop_null(pc.min_element_wise(rows["width"], rows["height"], skip_nulls=False))
     bins = pc.value_counts(pc.multiply(pc.divide(side, 128), 128))
-    return {str(item["values"]): item["counts"] for item in sorted(bins.to_pylist(), key=lambda i: i["values"])}
+    return {
+        str(item["values"]): item["counts"] for item in sorted(bins.to_pylist(), key=lambda i: i["values"])
+    }
 
 
 def publish_selection(

@@ -22,7 +22,10 @@ def why(out: str, uid: str) -> list[str]:
     (files,) = score_files(out, [(Unit(**unit["unit"]), unit)])
     names = [name for name in files.columns if name not in ("phash", "crops", "thumb", "caption_hash")]
     (row,) = files.read(names).slice(account["row"], 1).to_pylist()
-    lines = [f"{account['uid']}: {account['source']}/{account['key']}", f"  in {row['tar']}, row {row['row']}"]
+    lines = [
+        f"{account['uid']}: {account['source']}/{account['key']}",
+        f"  in {row['tar']}, row {row['row']}",
+    ]
     if row["offset"] is not None:
         lines.append(f"  bytes {row['offset']:,} to {row['offset'] + row['size']:,}, xxh3 {row['hash']}")
     if row["width"] is not None:
@@ -52,13 +55,17 @@ def _account(out: str, uid: str) -> dict[str, Any]:
             found += table.filter(hit).to_pylist()
     if len(found) != 1:
         rows = "no row" if not found else f"{len(found)} rows"
-        raise InputError(f"--why {uid}: {rows} of {out} {'has' if not found else 'have'} this uid; give it whole")
+        raise InputError(
+            f"--why {uid}: {rows} of {out} {'has' if not found else 'have'} this uid; give it whole"
+        )
     return found[0]
 
 
 def _ended(account: dict[str, Any]) -> str:
     if account["outcome"] == "duplicate":
-        return f"duplicate of {account['duplicate_of']}" + (f", {account['detail']}" if account["detail"] else "")
+        return f"duplicate of {account['duplicate_of']}" + (
+            f", {account['detail']}" if account["detail"] else ""
+        )
     parts = (account["outcome"], account["reason"] and f"({account['reason']})", account["detail"])
     return " ".join(part for part in parts if part)
 

@@ -154,7 +154,7 @@ def stop_in_the_middle(source: Path, out: Path, how: signal.Signals) -> str:
     return output
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ctrl_c_and_sigkill_of_driver_and_worker_change_no_byte(source, tmp_path, ray_session):
     out, calm = tmp_path / "killed", tmp_path / "calm"
     output = stop_in_the_middle(source, out, signal.SIGINT)

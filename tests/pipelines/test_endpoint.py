@@ -130,7 +130,14 @@ def test_a_unit_is_captioned_through_the_endpoint(serve, tmp_path):
     server = serve("length")
     options = {"batch": 4, "max_new_tokens": 64, "skip_sources": [], "refuse": [], "answers": str(tmp_path)}
     captioner = Captioner(f"{server.address}#m", "endpoint:m", [{"id": "p", "text": "a red field"}], options)
-    row = {"uid": "0" * HASH_DIGITS, "source": "web", "kind": "pair", "text": "", "offset": 512, "size": len(data)}
+    row = {
+        "uid": "0" * HASH_DIGITS,
+        "source": "web",
+        "kind": "pair",
+        "text": "",
+        "offset": 512,
+        "size": len(data),
+    }
     (caption,) = captioner.captions(str(tmp_path / "0.tar"), [row | {"hash": "h"}])
     assert caption["text"] == "A red field" and caption["raw"] == "The image shows a red field"
     assert (caption["finish_reason"], caption["tokens"], caption["captioner"]) == ("length", 7, "endpoint:m")

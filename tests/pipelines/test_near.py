@@ -15,7 +15,9 @@ from pipelines.measures import plain_text, text_hash
 def test_all_pairs_within_three_bits_are_found(seed, count):
     numbers = np.random.default_rng(seed)
     hashes = numbers.integers(0, 2**64, count, np.uint64)
-    flips = np.array([sum(1 << int(bit) for bit in numbers.integers(0, 64, 3)) for _ in range(count)], np.uint64)
+    flips = np.array(
+        [sum(1 << int(bit) for bit in numbers.integers(0, 64, 3)) for _ in range(count)], np.uint64
+    )
     variants = np.stack([hashes, hashes ^ flips[::-1]], 1)
     found = {(i, j) for i, j, _ in near.candidates(hashes, variants, 3).tolist()}
     distance = np.bitwise_count(hashes[:, None, None] ^ variants[None]).min(2)
@@ -47,7 +49,11 @@ def test_a_chain_of_likeness_swallows_no_stranger():
 
 
 def test_captions_that_say_the_same_are_near_and_others_are_not():
-    same = ["A red bridge over the river, 1932.", "a RED bridge over the river 1948", "a red  bridge over the river"]
+    same = [
+        "A red bridge over the river, 1932.",
+        "a RED bridge over the river 1948",
+        "a red  bridge over the river",
+    ]
     assert len({text_hash(text) for text in same}) == 1
     other = text_hash("A blue bridge over the harbour, 1932.")
     assert int(other ^ text_hash(same[0])).bit_count() > near.CAPTION_BITS

@@ -78,7 +78,14 @@ def test_junk(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["image of a castle", "logo of a bakery on a wall", "a photo.", "Untitled painting by a master", "7 cats"]
+    "text",
+    [
+        "image of a castle",
+        "logo of a bakery on a wall",
+        "a photo.",
+        "Untitled painting by a master",
+        "7 cats",
+    ],
 )
 def test_no_junk(text):
     assert reasons(table({"text": text}), Rules(drop_junk_captions=True)).to_pylist() == [None]

@@ -34,7 +34,10 @@ def data(tmp_path_factory) -> CurateConfig:
         buffer = io.BytesIO()
         render(scene, 512).save(buffer, "jpeg", quality=90)
         told = scene if number < SCENES // 2 else scenes[(number + 1) % SCENES]
-        members += [(f"{number:02d}.jpg", buffer.getvalue()), (f"{number:02d}.txt", describe(told, "full").encode())]
+        members += [
+            (f"{number:02d}.jpg", buffer.getvalue()),
+            (f"{number:02d}.txt", describe(told, "full").encode()),
+        ]
     write_tar(folder / "web.tar", members)
     config = CurateConfig((f"web={folder}/web.tar",), str(folder / "data"), workers=0)
     curate(config)
@@ -73,7 +76,10 @@ def test_a_selection_is_part_of_base_and_touches_no_media(scored, data):
         again = named_selection(data.out, "hq", Rules(min_similarity=cut), workers=0)
     finally:
         tar.with_suffix(".away").rename(tar)
-    assert report == again and report["counts"] == {"dropped:dissimilar": SCENES // 3, "kept": SCENES - SCENES // 3}
+    assert report == again and report["counts"] == {
+        "dropped:dissimilar": SCENES // 3,
+        "kept": SCENES - SCENES // 3,
+    }
     assert sum(unit.rows for unit in load_selection(data.out, "hq").units) == SCENES - SCENES // 3
     kept = dict(report["sweep"]["similarity"])
     assert kept[-0.2] == SCENES - SCENES // 3 and list(kept.values()) == sorted(kept.values(), reverse=True)
@@ -98,7 +104,11 @@ def test_the_story_of_a_row(scored, data):
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("blur", "not one of text, pixels"), ("nudity=model", "not one of"), ("similarity=tiny:nothing", "not a shipped part")],
+    [
+        ("blur", "not one of text, pixels"),
+        ("nudity=model", "not one of"),
+        ("similarity=tiny:nothing", "not a shipped part"),
+    ],
 )
 def test_an_unknown_scorer_is_named(spec, message):
     with pytest.raises(InputError, match=message):
@@ -118,6 +128,8 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_would_take(data, tmp_path,
 def test_select_on_the_command_line(scored, data, tmp_path, monkeypatch, capsys):
     (rules := tmp_path / "hq.json").write_text('{"min_side": 600}')
     monkeypatch.setattr(job, "connect", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["curate", "--out", data.out, "--select", "big", "--rules", str(rules), "--workers", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["curate", "--out", data.out, "--select", "big", "--rules", str(rules), "--workers", "0"]
+    )
     job.main()
     assert f"big: dropped:too_small {SCENES}; 0 of {SCENES} rows" in capsys.readouterr().out

@@ -14,7 +14,11 @@ from tests.pipelines.conftest import picture, write_tar
 
 def test_the_engine_is_one_that_ray_accepts():
     config = engine_config("lmms-lab/llava-onevision-qwen2-7b-ov", 4)
-    assert config.concurrency == 4 and config.should_continue_on_error and config.prepare_multimodal_stage["enabled"]
+    assert (
+        config.concurrency == 4
+        and config.should_continue_on_error
+        and config.prepare_multimodal_stage["enabled"]
+    )
     assert config.engine_kwargs["limit_mm_per_prompt"] == {"image": 1}
 
 
@@ -39,10 +43,16 @@ def test_a_unit_goes_through_and_its_captions_are_published(task):
     assert [row["number"] for row in asked] == [0, 1]  # the third cannot be decoded
     image, text = asked[0]["messages"][0]["content"]
     assert base64.b64decode(image["image_url"]["url"].partition(",")[2])[:2] == b"\xff\xd8"
-    assert text["text"] == "Describe it." and asked[0]["sampling_params"] == {"temperature": 0.0, "max_tokens": 8}
+    assert text["text"] == "Describe it." and asked[0]["sampling_params"] == {
+        "temperature": 0.0,
+        "max_tokens": 8,
+    }
     unit = Waiting(task, arguments)
     said = {"generated_text": " The image shows a red field.", "num_generated_tokens": 8}
-    unit.answers = {0: read_answer(asked[0] | said), 1: read_answer(asked[1] | {"__inference_error__": "died"})}
+    unit.answers = {
+        0: read_answer(asked[0] | said),
+        1: read_answer(asked[1] | {"__inference_error__": "died"}),
+    }
     assert unit.asked == 3 and unit.answers[0] == Answer("The image shows a red field.", "length", 8)
     unit.publish()
     captions = read_captions(task["data"], unit.selected).to_pylist()
