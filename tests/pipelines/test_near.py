@@ -15,9 +15,8 @@ from pipelines.measures import plain_text, text_hash
 def test_all_pairs_within_three_bits_are_found(seed, count):
     numbers = np.random.default_rng(seed)
     hashes = numbers.integers(0, 2**64, count, np.uint64)
-    flips = np.array(
-        [sum(1 << int(bit) for bit in numbers.integers(0, 64, 3)) for _ in range(count)], np.uint64
-    )
+    bits = np.uint64(1) << numbers.integers(0, 64, (count, 3)).astype(np.uint64)
+    flips = np.bitwise_or.reduce(bits, axis=1)
     variants = np.stack([hashes, hashes ^ flips[::-1]], 1)
     found = {(i, j) for i, j, _ in near.candidates(hashes, variants, 3).tolist()}
     distance = np.bitwise_count(hashes[:, None, None] ^ variants[None]).min(2)
