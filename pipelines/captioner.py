@@ -1,11 +1,10 @@
-"""A captioner: a vision-language model in transformers' format, and what it does with a unit's pictures.
+"""A captioner: an engine that says what pictures show, and what it does with a unit's pictures.
 
 What it says depends on nothing but the rows, the model and the options (rows in order, fixed batches, one prompt a
 batch, greedy decoding), so the captions are the same whatever the number of workers, retries and kills.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,31 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 import xxhash
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
+from pipelines.answers import Answer, check
+from pipelines.engines import open_engine
 from pipelines.facts import write_parquet
 from pipelines.ledger import LedgerError
 from pipelines.probe import ProbeError
 from pipelines.publish import Unit, fingerprint, publish, publish_record
 from pipelines.rows import MediaReader, SelectedUnit, open_picture, read_rows
 from pipelines.sources import InputError
-from showo2.tiny import resolve
 from showo2.tiny.world import CAPTION_PROMPTS
 
-VERSION = 2  # goes up when the same pictures give other captions
+VERSION = 3  # goes up when the same pictures give other captions
 DECODE_THREADS = 4
 REFUSED = "failed:evaluation_prompt"
-HASH_DIGITS = 16  # of the weights' hash, in a captioner's name
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
         ("text", pa.string()),  # null where there is none: conversations, and pictures that cannot be decoded
+        ("raw", pa.string()),  # what the engine said, before prefixes were removed and checks were made
         ("captioner", pa.string()),  # null where the row keeps its own text
         ("prompt_id", pa.string()),
         ("finish_reason", pa.string()),  # stop | length (cut at max_new_tokens) | kept | failed:CLASS
@@ -88,54 +83,17 @@ def choose_prompt(uid: str, prompts: tuple[Prompt, ...]) -> Prompt:
     return prompts[xxhash.xxh3_64_intdigest(uid.encode()) % len(prompts)]
 
 
-def local_model(spec: str) -> str:
-    """The folder of a model named as `tiny:NAME`, a path or a Hub id. InputError if there is none."""
-    try:
-        path = resolve(spec)
-    except (ValueError, FileNotFoundError) as error:
-        raise InputError(f"--captioner: {error}") from error
-    if os.path.isdir(path):
-        return path
-    try:
-        return snapshot_download(path)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        cure = "give tiny:captioner, a folder, or the id of a model on the Hub"
-        raise InputError(
-            f"--captioner {spec}: no such folder and not to be had from the Hub; {cure}"
-        ) from error
-
-
-def weights_hash(folder: str) -> str:
-    """Hash of the files of a model's folder, whatever the folder's name."""
-    digest = xxhash.xxh3_128()
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
 class Captioner:
-    """One loaded model, and the work of an actor: captions of one unit after the other."""
+    """One engine, and the work of an actor: captions of one unit after the other."""
 
-    def __init__(
-        self, folder: str, name: str, prompts: list[dict[str, str]], options: dict[str, Any]
-    ) -> None:
-        """`options`: batch, max_new_tokens, skip_sources, refuse, gpu. `name` ends with @ and the weights' hash."""
-        if not name.endswith(found := weights_hash(folder)[:HASH_DIGITS]):
-            raise RuntimeError(f"{folder} has changed since the job began: now {found}, it began with {name}")
+    def __init__(self, model: str, name: str, prompts: list[dict[str, str]], options: dict[str, Any]) -> None:
+        """`model`: a folder, or an endpoint's address. `name`: what the captions carry; of a folder's model it ends
+        with @ and the weights' hash. `options`: batch, max_new_tokens, skip_sources, refuse, gpu; for an endpoint also
+        answers, the dataset where paid answers are kept."""
         self.name = name
         self.prompts = tuple(Prompt(**prompt) for prompt in prompts)
         self.options = options
-        self.device = "cuda" if options["gpu"] else "cpu"
-        transformers_logging.disable_progress_bar()
-        self.processor = AutoProcessor.from_pretrained(folder)
-        dtype = torch.bfloat16 if options["gpu"] else torch.float32
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        self.model = model.eval().to(self.device)
-        self.side = 2 * _input_side(self.processor)
+        self.engine = open_engine(model, name, options)
         self.pool = ThreadPoolExecutor(DECODE_THREADS)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -143,22 +101,10 @@ class Captioner:
         selected = SelectedUnit(**{**task["selected"], "unit": Unit(**task["selected"]["unit"])})
         rows = read_rows(task["data"], selected).to_pylist()
         captions = self.captions(selected.unit.path, rows)
-        table = pa.Table.from_pylist(captions, SCHEMA)
-        if table["uid"].to_pylist() != [row["uid"] for row in rows]:
-            raise LedgerError(f"{selected.unit.path}: {len(rows)} selected rows, {len(table)} captions")
-        relpath = f"captions/{fingerprint(selected.unit.id, task['print'])}.parquet"
-        entry = publish(task["data"], relpath, lambda out: write_parquet(out, table))
-        record = {
-            "unit": selected.unit,
-            "fingerprint": task["print"],
-            "selection": selected.hash,
-            "files": [entry],
-            "rows": len(table),
-            "counts": dict(sorted(Counter(caption["finish_reason"] for caption in captions).items())),
-            "tokens": sum(caption["tokens"] for caption in captions),
-        }
-        publish_record(task["data"], "captions", selected.unit.id, record)
-        return {"rows": len(table)}
+        if [caption["uid"] for caption in captions] != [row["uid"] for row in rows]:
+            raise LedgerError(f"{selected.unit.path}: {len(rows)} selected rows, {len(captions)} captions")
+        publish_captions(task["data"], selected, task["print"], captions)
+        return {"rows": len(captions)}
 
     def captions(self, tar: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One caption (fields of SCHEMA) a row, in order of the rows.
@@ -168,8 +114,8 @@ class Captioner:
         result: dict[int, dict[str, Any]] = {}
         asked: dict[int, int] = {}  # number of the row -> number of its prompt
         for number, row in enumerate(rows):
-            if row["source"] in self.options["skip_sources"] or row["kind"] != "pair":
-                result[number] = _caption(row["uid"], row["text"], "kept")
+            if keeps_its_text(row, self.options):
+                result[number] = kept_caption(row["uid"], row["text"])
             else:
                 asked[number] = self.prompts.index(choose_prompt(row["uid"], self.prompts))
         with closing(MediaReader(tar)) as media:
@@ -192,7 +138,8 @@ class Captioner:
         reads = [[rows[number] for number in numbers] for _, numbers in batches]
         answers = {}
         for (prompt, numbers), pictures in zip(batches, self._pictures(media, reads), strict=True):
-            for number, caption in zip(numbers, self._answer(prompt, pictures), strict=True):
+            hashes = [rows[number]["hash"] for number in numbers]
+            for number, caption in zip(numbers, self._answer(prompt, pictures, hashes), strict=True):
                 answers[number] = {"uid": rows[number]["uid"], **caption}
         return answers
 
@@ -203,7 +150,7 @@ class Captioner:
 
         def submit(batch: list[dict[str, Any]]) -> list[Future[Image.Image | ProbeError]]:
             data = [media.read(row["offset"], row["size"]) for row in batch]
-            return [self.pool.submit(_decode, item, self.side) for item in data]
+            return [self.pool.submit(_decode, item, self.engine.side) for item in data]
 
         ahead = submit(reads[0]) if reads else []
         for following in [*reads[1:], None]:
@@ -211,57 +158,54 @@ class Captioner:
             if futures:
                 yield [future.result() for future in futures]
 
-    def _answer(self, prompt: Prompt, pictures: list[Image.Image | ProbeError]) -> list[dict[str, Any]]:
-        """What the model says about each picture (fields of SCHEMA without uid)."""
-        good = [picture for picture in pictures if isinstance(picture, Image.Image)]
-        said = iter(self._generate(prompt.text, good) if good else [])
-        answers = []
-        for picture in pictures:
+    def _answer(
+        self, prompt: Prompt, pictures: list[Image.Image | ProbeError], hashes: list[str]
+    ) -> list[dict[str, Any]]:
+        """What the engine says about each picture (fields of SCHEMA without uid); `hashes`: of the pictures' bytes."""
+        good = [n for n, picture in enumerate(pictures) if isinstance(picture, Image.Image)]
+        images = [picture for picture in pictures if isinstance(picture, Image.Image)]
+        said = self.engine.say(prompt.text, images, [hashes[n] for n in good]) if good else []
+        answers = dict(zip(good, said, strict=True))
+        captions = []
+        for number, picture in enumerate(pictures):
             if isinstance(picture, ProbeError):
-                text, reason, tokens = None, f"failed:{picture.error}", 0
+                answer = Answer(None, f"failed:{picture.error}", 0)
             else:
-                text, reason, tokens = next(said)
-                if text in self.options["refuse"]:
-                    text, reason = None, REFUSED
-            answers.append(
-                {
-                    "text": text,
-                    "captioner": self.name,
-                    "prompt_id": prompt.id,
-                    "finish_reason": reason,
-                    "tokens": tokens,
-                }
-            )
-        return answers
-
-    def _generate(self, prompt: str, pictures: list[Image.Image]) -> list[tuple[str | None, str, int]]:
-        """(text, finish reason, tokens) of each picture: greedy, until the end token or max_new_tokens."""
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = self.processor(images=pictures, text=[text] * len(pictures), return_tensors="pt")
-        inputs = inputs.to(self.device, self.model.dtype)
-        with torch.inference_mode():
-            ids = self.model.generate(
-                **inputs, do_sample=False, num_beams=1, max_new_tokens=self.options["max_new_tokens"]
-            )
-        ids = ids[:, inputs["input_ids"].shape[1] :].tolist()
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends) if isinstance(ends, list) else {ends}
-        return [self._read(row, ends) for row in ids]
-
-    def _read(self, ids: list[int], ends: set[int]) -> tuple[str | None, str, int]:
-        stop = next((place for place, token in enumerate(ids) if token in ends), None)
-        said = ids[:stop]
-        text = self.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
-        if not text:
-            return None, "failed:empty_caption", len(said)
-        return text, "length" if stop is None else "stop", len(said)
+                answer = answers[number]
+            captions.append(caption_of(answer, self.name, prompt, self.options["refuse"]))
+        return captions
 
 
-def _input_side(processor: Any) -> int:
-    size = processor.image_processor.size
-    return max(size[name] for name in ("height", "width", "shortest_edge") if size.get(name))
+def caption_of(answer: Answer, name: str, prompt: Prompt, refuse: list[str]) -> dict[str, Any]:
+    """The checked caption (fields of SCHEMA without uid) that an engine's answer gives."""
+    text, reason = check(answer)
+    if text is not None and text in refuse:
+        text, reason = None, REFUSED
+    return {
+        "text": text,
+        "raw": answer.text,
+        "captioner": name,
+        "prompt_id": prompt.id,
+        "finish_reason": reason,
+        "tokens": answer.tokens,
+    }
+
+
+def publish_captions(data: str, selected: SelectedUnit, print_: str, captions: list[dict[str, Any]]) -> None:
+    """Write one unit's captions and its record."""
+    table = pa.Table.from_pylist(captions, SCHEMA)
+    relpath = f"captions/{fingerprint(selected.unit.id, print_)}.parquet"
+    entry = publish(data, relpath, lambda out: write_parquet(out, table))
+    record = {
+        "unit": selected.unit,
+        "fingerprint": print_,
+        "selection": selected.hash,
+        "files": [entry],
+        "rows": len(table),
+        "counts": dict(sorted(Counter(caption["finish_reason"] for caption in captions).items())),
+        "tokens": sum(caption["tokens"] for caption in captions),
+    }
+    publish_record(data, "captions", selected.unit.id, record)
 
 
 def _decode(data: bytes, side: int) -> Image.Image | ProbeError:
@@ -271,12 +215,19 @@ def _decode(data: bytes, side: int) -> Image.Image | ProbeError:
         return error
 
 
-def _caption(uid: str, text: str | None, reason: str) -> dict[str, Any]:
+def keeps_its_text(row: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Conversations, and the rows of sources that are not recaptioned."""
+    return row["source"] in options["skip_sources"] or row["kind"] != "pair"
+
+
+def kept_caption(uid: str, text: str | None) -> dict[str, Any]:
+    """The entry of a row that keeps its own text."""
     return {
         "uid": uid,
         "text": text,
+        "raw": None,
         "captioner": None,
         "prompt_id": None,
-        "finish_reason": reason,
+        "finish_reason": "kept",
         "tokens": 0,
     }

@@ -20,7 +20,7 @@ from pipelines.decoding import FRAMES
 from pipelines.latents import LatentEncoder, Options
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish, publish_json
-from pipelines.rows import Selection, dataset_manifest, latent_families, load_selection, read_table
+from pipelines.rows import Selection, dataset_manifest, families, load_selection, read_table
 from pipelines.run import run_actors
 from pipelines.sources import InputError
 from showo2.flow import PATCH
@@ -193,7 +193,7 @@ def compile_shards(root: str, selection: Selection) -> Manifest:
     ids = [unit.unit.id for unit in selection.units]
     shards: list[Shard] = []
     prints = {}
-    for name in latent_families(root):
+    for name in families(root, "latents"):
         found = done(root, name, only=ids)
         shards += [_shard(entry) for record in found.values() for entry in record["shards"]]
         prints[name] = fingerprint(sorted(record["fingerprint"] for record in found.values()))
@@ -215,7 +215,7 @@ def publish_ledger(root: str, selection: Selection) -> None:
     """Write `ledger.parquet` anew: rows that curation kept and no bucket could encode are failed."""
     ids = [unit.unit.id for unit in selection.units]
     selected = done(root, "selections/base", only=ids)
-    latents = [done(root, name, only=ids) for name in latent_families(root)]
+    latents = [done(root, name, only=ids) for name in families(root, "latents")]
 
     def parts() -> Iterator[pa.Table]:
         for unit in ids:

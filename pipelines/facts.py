@@ -16,12 +16,14 @@ import xxhash
 
 from pipelines.clips import EXTENSIONS as VIDEOS
 from pipelines.clips import ClipReader
+from pipelines.presets import PRESETS, Preset
 from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
 from pipelines.publish import Unit
 from pipelines.tar import Damage, Member, Refused, TarReader, split_key
 
-VERSION = 3  # goes up when the same tar gives other facts
+VERSION = 4  # goes up when the same tar gives other facts
 
+GIVEN_SCORES = ("aesthetic", "watermark", "nsfw", "similarity")
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),  # 32 hex digits, from source and key
@@ -48,6 +50,7 @@ SCHEMA = pa.schema(
         ),  # rows with equal `same` are duplicates: `hash`, with a conversation its text too
         ("error", pa.string()),  # class of failure, or null
         ("detail", pa.string()),
+        *((score, pa.float32()) for score in GIVEN_SCORES),  # as the source's preset names them, or null
     ]
 )
 
@@ -83,7 +86,9 @@ class _Sample:
 _PRECEDENCE = ("tar_cut", "unsafe_name", "duplicate_member", "several_pictures", "missing_image")
 
 
-def read_facts(file: BinaryIO, unit: Unit, limits: Limits) -> pa.Table:
+def read_facts(
+    file: BinaryIO, unit: Unit, limits: Limits, preset: Preset = PRESETS["img2dataset"]
+) -> pa.Table:
     """Probe one tar in a single forward read: rows of `SCHEMA` in order of first appearance.
 
     Members of a key need not lie side by side. Raises only what reading `file` raises.
@@ -102,8 +107,8 @@ def read_facts(file: BinaryIO, unit: Unit, limits: Limits) -> pa.Table:
         if isinstance(item, Refused):
             sample.errors.setdefault("unsafe_name", f"{item.name}: {item.reason}")
         else:
-            _take(sample, item, extension, limits)
-    rows = [_row(sample) for sample in samples.values()] + [_damage_row(damage, unit) for damage in damages]
+            _take(sample, item, extension, limits, preset)
+    rows = [_row(sample, preset) for sample in samples.values()] + [_damage_row(damage, unit) for damage in damages]
     common = {"source": unit.source, "unit": unit.id, "tar": unit.path}
     for number, row in enumerate(rows):
         row |= common | {"row": number, "uid": uid_of(unit.source, row["key"])}
@@ -128,7 +133,7 @@ def _has_text(sample: _Sample) -> bool:
     return bool(sample.caption or sample.json_caption or "conversations" in sample.values)
 
 
-def _take(sample: _Sample, member: Member, extension: str, limits: Limits) -> None:
+def _take(sample: _Sample, member: Member, extension: str, limits: Limits, preset: Preset) -> None:
     """Add what one member says to its sample."""
     if extension in sample.members:
         sample.errors.setdefault("duplicate_member", member.name)
@@ -142,7 +147,7 @@ def _take(sample: _Sample, member: Member, extension: str, limits: Limits) -> No
         elif extension == "txt":
             _take_text(sample, member.data)
         else:
-            _take_json(sample, member.data)
+            _take_json(sample, member.data, preset)
 
 
 @functools.cache
@@ -185,7 +190,7 @@ def _take_text(sample: _Sample, data: bytes) -> None:
         sample.errors["caption_encoding"] = f"not UTF-8 at byte {error.start}: {data[error.start :][:8]!r}"
 
 
-def _take_json(sample: _Sample, data: bytes) -> None:
+def _take_json(sample: _Sample, data: bytes, preset: Preset) -> None:
     try:
         value = json.loads(data)
         data.decode("utf-8")
@@ -196,8 +201,12 @@ def _take_json(sample: _Sample, data: bytes) -> None:
         return
     if not isinstance(value, dict):
         return
-    if isinstance(value.get("caption"), str):
-        sample.json_caption = value["caption"].strip()
+    captions = (value.get(name) for name in preset.captions)
+    sample.json_caption = next((text.strip() for text in captions if isinstance(text, str)), None)
+    for ours, theirs in preset.scores.items():
+        score = value.get(theirs)
+        if isinstance(score, int | float) and not isinstance(score, bool):
+            sample.values[ours] = float(score)
     if "conversations" in value:
         turns = value["conversations"]
         if not _is_conversation(turns):
@@ -218,7 +227,7 @@ def _is_conversation(turns: Any) -> bool:
     )
 
 
-def _row(sample: _Sample) -> dict[str, Any]:
+def _row(sample: _Sample, preset: Preset) -> dict[str, Any]:
     row = dict(sample.values)
     conversation = "conversations" in row
     if not sample.pictures:
@@ -227,7 +236,7 @@ def _row(sample: _Sample) -> dict[str, Any]:
         sample.errors.pop("bad_json", None)
     row["key"] = sample.key
     row["kind"] = "conversation" if conversation else row.get("kind", "pair")
-    row["text"] = sample.caption or sample.json_caption or None
+    row["text"] = preset.clean(sample.caption or sample.json_caption or "") or None
     if "hash" in row:
         text = row["conversations"].encode() if conversation else b""
         row["same"] = xxhash.xxh3_128_hexdigest(row["hash"].encode() + text) if conversation else row["hash"]

@@ -25,6 +25,8 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+# Why a row gives way to another: see groups.
+REPEATED, SAME, NEAR, CAPTION, EVALUATION = "repeated_key", "same", "near", "repeated_caption", "evaluation_set"
 OUTCOMES = ("kept", "dropped", "failed", "duplicate")
 
 
@@ -32,33 +34,36 @@ class LedgerError(RuntimeError):
     """The sums do not close: rows were lost or counted twice. Nothing that depends on them is published."""
 
 
-def settle(facts: pa.Table, rules: Rules, losers: dict[int, str | None]) -> pa.Table:
-    """The ledger of one unit, row by row as in `facts`.
+def settle(rows: pa.Table, rules: Rules, losers: dict[int, tuple[str, str | None]]) -> pa.Table:
+    """The ledger of one unit, row by row as in `rows` (facts, with the scores that the rules look at).
 
-    `losers`: row -> uid of the kept duplicate, or None where the row's key stands in an earlier tar already. Such a
-    row cannot have its key's uid, so it is accounted under one of its own.
+    `losers`: row -> (why, uid of what stays), as in groups. A row whose key stands in an earlier tar already cannot
+    have its key's uid, so it is accounted under one of its own.
     """
-    dropped = reasons(facts, rules).to_pylist()
-    errors, details = facts["error"].to_pylist(), facts["detail"].to_pylist()
-    uids = facts["uid"].to_pylist()
+    dropped = reasons(rows, rules).to_pylist()
+    errors, details = rows["error"].to_pylist(), rows["detail"].to_pylist()
+    uids = rows["uid"].to_pylist()
     columns: dict[str, list[Any]] = {name: [] for name in ("outcome", "reason", "duplicate_of", "detail")}
     for row, (error, reason, detail) in enumerate(zip(errors, dropped, details, strict=True)):
+        why, stays = losers.get(row, (None, None))
         values: tuple[str, str | None, str | None, str | None]
-        if row in losers and losers[row] is None:
-            source, key = facts["source"][row].as_py(), facts["key"][row].as_py()
-            uids[row] = uid_of(source, f"{key}\0{facts['unit'][row].as_py()}")
-            values = ("failed", "repeated_key", None, f"{key} stands in an earlier tar of source {source}")
+        if why == REPEATED:
+            source, key = rows["source"][row].as_py(), rows["key"][row].as_py()
+            uids[row] = uid_of(source, f"{key}\0{rows['unit'][row].as_py()}")
+            values = ("failed", REPEATED, None, f"{key} stands in an earlier tar of source {source}")
         elif error is not None:
             values = ("failed", error, None, detail)
         elif reason is not None:
             values = ("dropped", reason, None, None)
-        elif row in losers:
-            values = ("duplicate", None, losers[row], None)
+        elif why in (SAME, NEAR):
+            values = ("duplicate", None, stays, None if why == SAME else "a near copy")
+        elif why is not None:
+            values = ("dropped", why, None, f"as {stays}")
         else:
             values = ("kept", None, None, None)
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
-    given = {name: facts[name] for name in ("source", "unit", "row", "key", "tar")}
+    given = {name: rows[name] for name in ("source", "unit", "row", "key", "tar")}
     return pa.table({"uid": uids, **given, **columns}, SCHEMA)
 
 

@@ -1,13 +1,16 @@
 """How far a stage is: a bar on a terminal, a line now and then in a log."""
 
 import sys
+import threading
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_SECONDS = 10.0
+STILL_RUNNING = 4  # units that are named when so few are left
 
 
 class StageProgress:
@@ -22,6 +25,8 @@ class StageProgress:
         self._started = self._told = time.monotonic()
         self._resumed = already
         self._bar = _bar() if sys.stderr.isatty() else None
+        self._waiting: set[str] = set()
+        self._ended = threading.Event()
 
     def __enter__(self) -> "StageProgress":  # noqa: PYI034
         if self._bar is not None:
@@ -29,11 +34,13 @@ class StageProgress:
             self._task = self._bar.add_task(self.stage, total=self.units, completed=self.finished, rate="")
         if self._resumed:
             self._say(f"{self.stage}: {self._resumed} of {self.units} units were done before")
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self.finished > self._resumed:
@@ -44,16 +51,33 @@ class StageProgress:
         """Since the start of the stage."""
         return time.monotonic() - self._started
 
-    def advance(self, units: int = 1, rows: int = 0) -> None:
-        """Count finished work and show it."""
+    def expect(self, names: Iterable[str]) -> None:
+        """The units to come, by name."""
+        self._waiting.update(names)
+
+    def still_running(self) -> list[str]:
+        """The last units' names, once few are left: a job that seems to hang says what it waits for."""
+        return sorted(self._waiting) if len(self._waiting) <= STILL_RUNNING else []
+
+    def advance(self, units: int = 1, rows: int = 0, name: str = "") -> None:
+        """Count finished work, of the unit `name`, and show it."""
         self.finished += units
         self.rows += rows
+        self._waiting.discard(name)
         if self._bar is not None:
             rate = f"{self.rows / max(self.seconds, 1e-9):,.0f} rows/s"
             self._bar.update(self._task, completed=self.finished, rate=rate)
         elif time.monotonic() - self._told > LINE_EVERY_SECONDS:
             self._told = time.monotonic()
             self._say(self._line())
+
+    def _watch(self) -> None:
+        """Speak up when nothing has been said for long: `advance` is not called while the last units run."""
+        while not self._ended.wait(LINE_EVERY_SECONDS):
+            if self.still_running() and time.monotonic() - self._told > LINE_EVERY_SECONDS:
+                self._told = time.monotonic()
+                names = ", ".join(self.still_running())
+                self._say(f"{self.stage}: still running after {self.seconds:.0f} s: {names}")
 
     def _line(self) -> str:
         rate = self.rows / max(self.seconds, 1e-9)

@@ -1,7 +1,7 @@
 """Recaptioning: a vision-language model describes every selected picture; the raw texts stay in the facts.
 
-Units go to actors that load the model once; a unit that was captioned before, for the same selection and with the
-same model and options, is not done again.
+Units go to actors that load the model, or reach an endpoint, once; models named `vllm:` run in ray.data.llm. A unit
+that was captioned before, for the same selection and with the same model and options, is not done again.
 """
 
 import time
@@ -9,21 +9,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.captioner import (
-    HASH_DIGITS,
-    VERSION,
-    Captioner,
-    Prompt,
-    load_prompts,
-    load_refused,
-    local_model,
-    weights_hash,
-)
+from pipelines.captioner import VERSION, Captioner, Prompt, load_prompts, load_refused
+from pipelines.endpoint import is_endpoint, split
 from pipelines.ledger import LedgerError
+from pipelines.models import HASH_DIGITS, local_model, weights_hash
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish_json
 from pipelines.rows import Selection, dataset_manifest, load_selection
 from pipelines.run import run_actors
+from pipelines.vllm import VLLM, caption_with_vllm
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,8 @@ class RecaptionConfig:
     data: str
     """The dataset's folder, as written by jobs.curate; local or s3://."""
     captioner: str = "tiny:captioner"
-    """A LLaVA-style image-text-to-text model in transformers' format: tiny:captioner, a folder or a Hub id."""
+    """An image-text-to-text model in transformers' format (tiny:captioner, a folder or a Hub id), the same in vLLM
+    (vllm:MODEL), or an OpenAI-compatible endpoint (http://HOST:PORT/v1#MODEL)."""
     prompts: str | None = None
     """JSON file [{"id", "text"}, ...]; each picture gets one, by its uid. Default: the captioner's own."""
     skip_sources: tuple[str, ...] = ("synthetic", "instruct")
@@ -67,10 +62,10 @@ def recaption(config: RecaptionConfig) -> RecaptionReport:
     started = time.monotonic()
     selection = load_selection(config.data)
     prompts = load_prompts(config.captioner, config.prompts)
-    folder = local_model(config.captioner)
+    model, name = _resolve(config.captioner)
     collect_leftovers(config.data)
     publish_json(config.data, "recaption.json", config)
-    records = _caption_stage(config, selection, prompts, folder)
+    records = _caption_stage(config, selection, prompts, model, name)
     rows = sum(sum(record["counts"].values()) for record in records.values())
     if rows != sum(unit.rows for unit in selection.units):
         raise LedgerError(f"{rows} captions for {sum(unit.rows for unit in selection.units)} selected rows")
@@ -84,8 +79,16 @@ def recaption(config: RecaptionConfig) -> RecaptionReport:
     return report
 
 
+def _resolve(captioner: str) -> tuple[str, str]:
+    """(folder or address, name that the captions carry). InputError or ValueError where there is no such model."""
+    if is_endpoint(captioner):
+        return captioner, f"endpoint:{split(captioner)[1]}"
+    folder = local_model(captioner.removeprefix(VLLM), "--captioner")
+    return folder, f"{captioner}@{weights_hash(folder)[:HASH_DIGITS]}"
+
+
 def _caption_stage(
-    config: RecaptionConfig, selection: Selection, prompts: tuple[Prompt, ...], folder: str
+    config: RecaptionConfig, selection: Selection, prompts: tuple[Prompt, ...], model: str, name: str
 ) -> dict[str, Record]:
     """Caption records by unit id, of all units of the selection."""
     options: dict[str, Any] = {
@@ -95,7 +98,6 @@ def _caption_stage(
         "refuse": load_refused(config.refuse),
         "gpu": config.gpus_per_worker > 0,
     }
-    name = f"{config.captioner}@{weights_hash(folder)[:HASH_DIGITS]}"
     print_ = fingerprint("captions", VERSION, name, prompts, options)
     prints = {unit.unit.id: fingerprint(print_, unit.hash) for unit in selection.units}
     found = done(config.data, "captions", only=prints)
@@ -105,7 +107,12 @@ def _caption_stage(
         for unit in selection.units
         if unit.unit.id not in current
     ]
-    arguments = {"folder": folder, "name": name, "prompts": [asdict(p) for p in prompts], "options": options}
+    if is_endpoint(model):
+        options["answers"] = config.data
+    arguments = {"model": model, "name": name, "prompts": [asdict(p) for p in prompts], "options": options}
     with StageProgress("captions", len(prints), len(current)) as progress:
-        run_actors(Captioner, arguments, tasks, config.workers, progress, num_gpus=config.gpus_per_worker)
+        if config.captioner.startswith(VLLM):
+            caption_with_vllm(arguments, tasks, config.workers, progress)
+        else:
+            run_actors(Captioner, arguments, tasks, config.workers, progress, num_gpus=config.gpus_per_worker)
     return done(config.data, "captions", only=prints)

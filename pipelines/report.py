@@ -102,6 +102,7 @@ def write_report(
         "bytes": report.bytes,
         "seconds": report.seconds,
         "shorter_side": report.sizes,
+        "sweep": report.sweep,
         "damages": report.damages,
     }
     publish_json(root, "report.json", summary)

@@ -24,7 +24,6 @@ from pipelines.publish import (
 )
 from pipelines.sources import InputError
 
-FAMILIES = ("facts", "selections/base", "captions")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", *FORMATS_BY_PILLOW)
 
 
@@ -88,16 +87,18 @@ def dataset_manifest(root: str) -> dict[str, Any]:
     """
     collect_leftovers(root)
     units = [selected.unit.id for selected in load_selection(root).units]
-    return compile_manifest(root, [*FAMILIES, *latent_families(root)], units)
+    several = [family for kind in ("selections", "scores", "latents") for family in families(root, kind)]
+    return compile_manifest(root, ["facts", "captions", *several], units)
 
 
-def latent_families(root: str) -> list[str]:
-    """The column families of latents that `root` has, one a bucket: latents/1x8x8, ..."""
+def families(root: str, kind: str) -> list[str]:
+    """The column families of a kind that `root` has: of latents, latents/1x8x8 and so on."""
     fs, base = filesystem(root)
-    folder = f"{base}/units/latents"
+    folder = f"{base}/units/{kind}"
     if not fs.isdir(folder):
         return []
-    return sorted(f"latents/{os.path.basename(name.rstrip('/'))}" for name in fs.ls(folder, detail=False))
+    fs.invalidate_cache(folder)
+    return sorted(f"{kind}/{os.path.basename(name.rstrip('/'))}" for name in fs.ls(folder, detail=False))
 
 
 class MediaReader:

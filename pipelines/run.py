@@ -31,7 +31,7 @@ class _PerUnit:
             result = self.function(task)
         except (OSError, EOFError) as error:
             result = {"failed": f"{task.get('path', '')}: {type(error).__name__}: {error}"}
-        return {"result": json.dumps(result)}
+        return {"result": json.dumps(result), "unit": task.get("path", "")}
 
 
 class _Function:
@@ -59,26 +59,28 @@ def run_tasks(
     if not tasks:
         return []
     if workers == 0:
-        return _collect(_here(_Function(function), tasks), progress)
+        return _collect(_here(_Function(function), tasks), tasks, progress)
     # Plain functions cross to the workers by name, so only importable ones will do.
     call = _Function(function).__call__
     dataset = _dataset(tasks).map(call, compute=TaskPoolStrategy(size=workers))
-    return _collect(dataset.iter_rows(), progress)
+    return _collect(dataset.iter_rows(), tasks, progress)
 
 
 def run_actors(
     make: Callable[..., Callable[[Task], dict[str, Any]]],
     arguments: dict[str, Any],
     tasks: list[Task],
-    workers: int,
+    workers: int | None,
     progress: StageProgress,
     num_gpus: float = 0,
 ) -> list[dict[str, Any]]:
     """As `run_tasks`, with `workers` actors of which each calls `make(**arguments)` once for its function."""
     if not tasks:
         return []
+    if workers is None:
+        workers = max(1, int(ray.cluster_resources()["CPU"]))
     if workers == 0:
-        return _collect(_here(_PerUnit(make, arguments), tasks), progress)
+        return _collect(_here(_PerUnit(make, arguments), tasks), tasks, progress)
     dataset = _dataset(tasks).map(
         _PerUnit,
         fn_constructor_args=(make, arguments),
@@ -86,7 +88,7 @@ def run_actors(
         num_cpus=1,
         num_gpus=num_gpus,
     )
-    return _collect(dataset.iter_rows(), progress)
+    return _collect(dataset.iter_rows(), tasks, progress)
 
 
 def _here(call: Callable[[dict[str, str]], dict[str, str]], tasks: list[Task]) -> Iterator[dict[str, str]]:
@@ -102,7 +104,10 @@ def _dataset(tasks: list[Task]) -> ray.data.Dataset:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _collect(rows: Iterable[dict[str, str]], progress: StageProgress) -> list[dict[str, Any]]:
+def _collect(
+    rows: Iterable[dict[str, str]], tasks: list[Task], progress: StageProgress
+) -> list[dict[str, Any]]:
+    progress.expect(task.get("path", "") for task in tasks)
     results = []
     failures = []
     for encoded in rows:
@@ -111,7 +116,7 @@ def _collect(rows: Iterable[dict[str, str]], progress: StageProgress) -> list[di
             failures.append(row["failed"])
         else:
             results.append(row)
-        progress.advance(units=1, rows=row.get("rows", 0))
+        progress.advance(units=1, rows=row.get("rows", 0), name=encoded["unit"])
     if failures:
         listed = "; ".join(sorted(failures)[:5])
         raise RunFailed(f"{len(failures)} of {len(failures) + len(results)} units failed: {listed}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,9 @@ class Fusion(nn.Sequential):
         S's features are some ten times larger than P's, and what a pretrained language model adds to its residual
         stream some ten times larger than a new fusion's output: a small model finds the latents under neither.
         """
-        _, width = self[3].weight.shape
-        self[0].weight[-width:] *= projected
-        self[3].weight *= fused
+        norm, last = cast(nn.RMSNorm, self[0]), cast(nn.Linear, self[3])
+        norm.weight[-last.out_features:] *= projected
+        last.weight *= fused
 
 
 class Showo2(nn.Module):

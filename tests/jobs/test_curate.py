@@ -1,15 +1,27 @@
-"""jobs.curate as a user runs it: mistakes are told in one line."""
+"""jobs.curate as a user runs it: mistakes are told in one line, and a run that was stopped rudely goes on."""
 
 import contextlib
+import io
 import os
+import signal
+import subprocess
 import sys
+import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from PIL import Image
 
 from jobs.curate import main
+from pipelines.curate import CurateConfig, curate
+from tests.pipelines.conftest import write_tar
+
+PROJECT = Path(__file__).parents[2]
+TARS, BIG = 16, 64 << 20
 
 
 @pytest.mark.parametrize(
@@ -60,3 +72,95 @@ def test_a_source_without_permission_is_named(monkeypatch, capsys):
         with nobody(), pytest.raises(SystemExit):
             main()
         assert f"no permission to read {folder}/a.tar" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tars of one good row and of one whose "picture" is a hole of 64 MB in the file: no disk space, but long to
+    read, so that a run can be stopped in the middle."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(TARS):
+        picture = io.BytesIO()
+        Image.new("RGB", (520, 520)).save(picture, "jpeg", comment=b"%d" % number)
+        path = folder / f"{number:05d}.tar"
+        write_tar(path, [(f"{number}.jpg", picture.getvalue()), (f"{number}.txt", b"a plain picture")])
+        hole = tarfile.TarInfo(f"{number}hole.jpg")
+        hole.size = BIG
+        with tarfile.open(path) as tar:
+            end = (last := tar.getmembers()[-1]).offset_data + 512 * -(-last.size // 512)
+        with path.open("r+b") as file:
+            file.seek(end)
+            file.write(hole.tobuf())
+            file.truncate(end + 512 + BIG + 1024)
+    return folder
+
+
+def done_units(out: Path) -> list[Path]:
+    """Facts records so far."""
+    return sorted((out / "units" / "facts").glob("*.json"))
+
+
+def published(root: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how the run went."""
+    skip = ("report.html", "report.json", "curate.json")
+    files = [path for path in root.rglob("*") if path.is_file() and path.name not in skip]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def workers_of(process: psutil.Process, *titles: str) -> list[psutil.Process]:
+    """Ray workers by what they call themselves: ray::Map... at work on a unit, ray::IDLE."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # some come and go while we look
+        for child in process.children(recursive=True):
+            if "".join(child.cmdline()[:1]).startswith(titles):
+                found.append(child)
+    return found
+
+
+def stop_in_the_middle(source: Path, out: Path, how: signal.Signals) -> str:
+    """Start the job, kill one of its workers at its first unit, and send the job a signal when it has done a unit
+    more: SIGINT to its group, as a terminal does on Ctrl-C, SIGKILL to itself. Returns what the job said.
+
+    Half of what it did is then forgotten, so that much is left, however late the signal came on a busy machine.
+    """
+    before = len(done_units(out))
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "jobs.curate"]
+    command += ["--source", f"web={source}/*.tar", "--out", str(out)]
+    job = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    family = psutil.Process(job.pid)
+    while job.poll() is None and not (workers := workers_of(family, "ray::Map")):
+        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have gone by itself
+        workers[0].kill()
+    while len(done_units(out)) <= before and job.poll() is None:
+        time.sleep(0.002)
+    workers = workers_of(family, "ray::Map", "ray::IDLE")
+    (os.killpg if how == signal.SIGINT else os.kill)(job.pid, how)
+    output = job.communicate(timeout=100)[0]
+    # Tasks that were handed out may end after the signal, so all units may be there; the run has no result yet.
+    assert job.returncode == (130 if how == signal.SIGINT else -how), output
+    assert not (out / "manifest.json").exists(), output
+    assert not psutil.wait_procs(workers, timeout=60)[1], "workers outlive their driver"
+    for record in done_units(out)[TARS // 2 :]:
+        record.unlink()
+    return output
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_and_sigkill_of_driver_and_worker_change_no_byte(source, tmp_path, ray_session):
+    out, calm = tmp_path / "killed", tmp_path / "calm"
+    output = stop_in_the_middle(source, out, signal.SIGINT)
+    assert "run the same command again" in output and "Traceback" not in output, output
+    stop_in_the_middle(source, out, signal.SIGKILL)
+    for folder in (out, calm):
+        report = curate(CurateConfig((f"web={source}/*.tar",), str(folder)))
+        assert report.total == {"failed:not_an_image": TARS, "kept": TARS}
+    assert published(out) == published(calm)

@@ -42,7 +42,7 @@ MIXED = facts(
 
 
 def test_each_row_has_its_account():
-    account = ledger.settle(MIXED, Rules(), {6: "0" * 32, 8: None})
+    account = ledger.settle(MIXED, Rules(), {6: ("same", "0" * 32), 8: ("repeated_key", None)})
     ledger.check_unit(MIXED, account)
     assert ledger.count(account) == {
         "dropped:animated": 1,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.captioner import HASH_DIGITS, Captioner, Prompt, choose_prompt, load_prompts, weights_hash
+from pipelines.captioner import Captioner, Prompt, choose_prompt, load_prompts
 from pipelines.curate import CurateConfig, curate
+from pipelines.models import HASH_DIGITS, weights_hash
 from pipelines.recaption import RecaptionConfig, recaption
 from pipelines.rows import load_selection, read_captions, read_rows
 from pipelines.sources import InputError
@@ -121,7 +122,8 @@ def test_a_refused_caption_is_asked_for_again_in_other_words(tmp_path):
     write_tar(tmp_path / "0.tar", [("0.jpg", jpeg(scene))])
     with tarfile.open(tmp_path / "0.tar") as tar:
         member = tar.getmember("0.jpg")
-    row = {"uid": "00", "source": "web", "kind": "pair", "text": "", "offset": member.offset_data, "size": member.size}
+    row = {"uid": "00", "source": "web", "kind": "pair", "text": "", "hash": "", "offset": member.offset_data,
+           "size": member.size}
     folder = resolve("tiny:captioner")
     prompts = [{"id": style, "text": text} for style, text in CAPTION_PROMPTS.items()]
     options = {"batch": 4, "max_new_tokens": 64, "skip_sources": [], "refuse": [], "gpu": False}
@@ -187,13 +189,14 @@ def test_mistakes(data, report, tmp_path):
         recaption(RecaptionConfig(str(tmp_path)))
     with pytest.raises(InputError, match="not a shipped part"):
         recaption(replace(RecaptionConfig(data), captioner="tiny:kaptioner"))
-    with pytest.raises(InputError, match="give tiny:captioner, a folder"):
+    with pytest.raises(InputError, match="--captioner .*nothing: no such folder"):
         recaption(replace(RecaptionConfig(data), captioner=str(tmp_path / "nothing")))
 
 
 def test_weights_that_change_under_a_running_job_are_noticed():
     with pytest.raises(RuntimeError, match="has changed since the job began"):
-        Captioner(resolve("tiny:captioner"), "tiny:captioner@0123456789abcdef", [], {})
+        options = {"max_new_tokens": 64, "gpu": False}
+        Captioner(resolve("tiny:captioner"), "tiny:captioner@0123456789abcdef", [], options)
 
 
 def test_weights_hash_is_of_the_content(tmp_path):

@@ -3,16 +3,26 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
+from benchmarks.victims import encoded
+from pipelines.curate import CurateConfig, curate
+from pipelines.groups import Dedup
 from pipelines.publish import read_bytes, read_json
 from pipelines.rows import load_selection, read_rows
+from pipelines.rules import Rules
+from pipelines.select import named_selection
 from pipelines.sources import InputError, plan
+from pipelines.why import why
+from tests.pipelines.conftest import write_tar
 
 PROJECT = Path(__file__).parents[2]
 
@@ -65,3 +75,22 @@ def test_what_is_not_there_is_named(bucket):
         plan(["web=s3://pictures/nothing.tar"])
     with pytest.raises(InputError, match="foo://x/y.tar cannot be opened"):
         plan(["web=foo://x/y.tar"])
+
+
+def test_scores_near_copies_selections_and_stories_on_s3(bucket):
+    rng = np.random.default_rng(1)
+    pictures = [Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).resize((600, 560)) for _ in range(3)]
+    files = [encoded(picture) for picture in (*pictures, pictures[0].resize((540, 512)))]
+    members = [(f"{number}.jpg", data) for number, data in enumerate(files)]
+    members += [(f"{number}.txt", f"a picture of colours, number {number}".encode()) for number in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_tar(Path(folder) / "few.tar", members)
+        bucket.upload_file(f"{folder}/few.tar", "pictures", "few.tar")
+    out = "s3://pictures/scored"
+    config = CurateConfig(("few=s3://pictures/few.tar",), out, score=("pixels", "text"), workers=0,
+                          dedup=Dedup(near_pictures=True))  # fmt: skip
+    assert curate(config).total == {"duplicate": 1, "kept": 3}
+    report = named_selection(out, "english", Rules(languages=("en",), min_side=550), workers=0)
+    assert report["counts"] == {"kept": 3} and load_selection(out, "english").units[0].rows == 3
+    story = "\n".join(why(out, "few/3"))
+    assert "a near copy" in story and "540 x 512" in story

@@ -1,0 +1,174 @@
+"""Which rows give way to others: repeated keys, exact duplicates, near duplicates, and copies of evaluation sets.
+
+Each is decided over all units at once, from facts and scores, among the rows that the rules keep.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import dedup, near, rules
+from pipelines.ledger import CAPTION, EVALUATION, NEAR, REPEATED, SAME
+from pipelines.publish import IO_THREADS
+from pipelines.rules import Rules
+from pipelines.scores import UnitFiles
+
+Losers = dict[int, dict[int, tuple[str, str | None]]]  # number of the unit -> row -> (why, uid of what stays)
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """What counts as a duplicate, besides equal bytes."""
+
+    near_pictures: bool = False
+    """Also pictures that are resized, recompressed or cropped by up to 5 % of a side."""
+    near_captions: bool = False
+    """Also pairs whose captions differ in little more than case, digits and punctuation."""
+
+
+def find_losers(
+    units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, options: Dedup
+) -> Losers:
+    """Every row that gives way, with the reason. `evaluation`: units of sets that must not be trained on."""
+    losers: Losers = {}
+    count = sum(unit.rows for unit in units)
+
+    def uids(low: str, high: str) -> pa.Table:
+        return _gather(units, lambda unit: _between(unit.read(["uid", "row"]), "uid", low, high))
+
+    repeats = pa.concat_tables(dedup.repeated(part) for part in dedup.in_buckets(count, uids))
+    _add(losers, repeats, REPEATED)
+
+    def candidates(low: str, high: str) -> pa.Table:
+        found = _gather(units, lambda unit: _between(_kept(unit, thresholds, ["same"]), "same", low, high))
+        return _without(found, losers)  # a repeated key is out already: it must not win a group
+
+    same = [dedup.duplicates(part) for part in dedup.in_buckets(count, candidates)]
+    for part in same:
+        _add(losers, part, SAME, part["duplicate_of"])
+    if options.near_pictures or evaluation:
+        _near_pictures(losers, units, evaluation, thresholds, options.near_pictures)
+    if options.near_captions:
+        _near_captions(losers, units, thresholds)
+    return losers
+
+
+def _near_pictures(
+    losers: Losers, units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, among: bool
+) -> None:
+    """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates."""
+    columns = ["phash", "crops", "contrast"]
+    rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)
+    forbidden = (
+        _gather(evaluation, lambda unit: _good(unit, columns), first=len(units)) if evaluation else rows[:0]
+    )
+    table = pa.concat_tables([forbidden, rows])
+    table = table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
+    from_evaluation = pc.greater_equal(table["unit"], len(units)).to_numpy()
+    whole = table["phash"].to_numpy()
+    crops = np.frombuffer(b"".join(table["crops"].to_pylist()), "<u8").reshape(-1, near.WHOLE)
+    pairs = near.candidates(whole, np.concatenate([crops, whole[:, None]], 1), near.PICTURE_BITS)
+    one, other = from_evaluation[pairs[:, 0]], from_evaluation[pairs[:, 1]]
+    pair = pc.equal(table["kind"], "pair").to_numpy(zero_copy_only=False)
+    wanted = one != other
+    if among:
+        wanted |= ~one & ~other & pair[pairs[:, 0]] & pair[pairs[:, 1]]
+    pairs = pairs[wanted]
+    pairs = near.confirm(pairs, _thumbs(units + evaluation, table, np.unique(pairs[:, :2])))
+    found = near.settle(pairs, _rank(table, from_evaluation))
+    for why, chosen in ((EVALUATION, True), (NEAR, False)):
+        _give_way(
+            losers, table, {row: kept for row, kept in found.items() if from_evaluation[kept] == chosen}, why
+        )
+
+
+def _thumbs(units: list[UnitFiles], table: pa.Table, numbers: np.ndarray) -> np.ndarray:
+    """(len(table), 8, 8, 3) uint8, filled at `numbers` only; read for these rows alone."""
+    thumbs = np.zeros((len(table), near.THUMB, near.THUMB, 3), np.uint8)
+    unit, row = (table[name].to_numpy() for name in ("unit", "row"))
+    for part in np.unique(unit[numbers]):
+        chosen = numbers[unit[numbers] == part]
+        stored = units[part].read(["thumb"])["thumb"].take(row[chosen])
+        thumbs[chosen] = np.frombuffer(b"".join(stored.to_pylist()), np.uint8).reshape(-1, *thumbs.shape[1:])
+    return thumbs
+
+
+def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules) -> None:
+    rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, ["caption_hash"])), losers)
+    rows = rows.filter(
+        pc.and_(pc.is_valid(rows["caption_hash"]), pc.equal(rows["kind"], "pair"))
+    ).combine_chunks()
+    hashes = rows["caption_hash"].to_numpy()
+    found = near.settle(near.candidates(hashes, hashes[:, None], near.CAPTION_BITS), _rank(rows))
+    _give_way(losers, rows, found, CAPTION)
+
+
+def _give_way(losers: Losers, table: pa.Table, found: dict[int, int], why: str) -> None:
+    """`found`: {loser: who stays}, by numbers in the table."""
+    lost, kept = (pa.array(numbers, pa.int64()) for numbers in (list(found), list(found.values())))
+    _add(losers, table.take(lost), why, table["uid"].take(kept))
+
+
+def _rank(table: pa.Table, first: np.ndarray | None = None) -> np.ndarray:
+    """(N,) places in the order of who stays: those in `first`, then more pixels, then the smaller uid."""
+    behind = np.zeros(len(table), bool) if first is None else ~first
+    keys = pa.table({"behind": behind, "pixels": table["pixels"], "uid": table["uid"]})
+    order = pc.sort_indices(
+        keys, [("behind", "ascending"), ("pixels", "descending"), ("uid", "ascending")]
+    ).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
+def _gather(units: list[UnitFiles], pick: Callable[[UnitFiles], pa.Table], first: int = 0) -> pa.Table:
+    """`pick` of all units, with the number of the unit, from `first` on."""
+
+    def read(number: int) -> pa.Table:
+        table = pick(units[number])
+        return table.append_column("unit", pa.array([first + number] * len(table), pa.int32()))
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        return pa.concat_tables(pool.map(read, range(len(units))))
+
+
+def _between(table: pa.Table, column: str, low: str, high: str) -> pa.Table:
+    values = table[column]
+    return table.filter(pc.and_(pc.greater_equal(values, low), pc.less(values, high)))
+
+
+def _kept(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
+    """(uid, row, kind, pixels, *columns) of the rows that the rules keep."""
+    looked_at = [*rules.FACTS, *rules.scores_needed(thresholds)]
+    table = unit.read(["uid", "row", "error", *dict.fromkeys([*looked_at, *columns])])
+    kept = pc.and_(pc.is_null(table["error"]), pc.is_null(rules.reasons(table, thresholds)))
+    return _with_pixels(table.filter(kept), columns)
+
+
+def _good(unit: UnitFiles, columns: list[str]) -> pa.Table:
+    """The same of all rows that can be used."""
+    table = unit.read(["uid", "row", "error", "kind", "width", "height", *columns])
+    return _with_pixels(table.filter(pc.is_null(table["error"])), columns)
+
+
+def _with_pixels(table: pa.Table, columns: list[str]) -> pa.Table:
+    pixels = pc.multiply(pc.cast(table["width"], pa.int64()), pc.cast(table["height"], pa.int64()))
+    return table.select(["uid", "row", "kind", *columns]).append_column("pixels", pixels)
+
+
+def _add(losers: Losers, rows: pa.Table, why: str, stays: pa.ChunkedArray | None = None) -> None:
+    kept: Iterator[str | None] = iter(stays.to_pylist() if stays is not None else [None] * len(rows))
+    for unit, row, uid in zip(rows["unit"].to_pylist(), rows["row"].to_pylist(), kept, strict=True):
+        losers.setdefault(unit, {})[row] = (why, uid)
+
+
+def _without(rows: pa.Table, losers: Losers) -> pa.Table:
+    out = [unit << 32 | row for unit, places in losers.items() for row in places]
+    place = pc.bit_wise_or(
+        pc.shift_left(pc.cast(rows["unit"], pa.int64()), 32), pc.cast(rows["row"], pa.int64())
+    )
+    return rows.filter(pc.invert(pc.is_in(place, pa.array(out, pa.int64()))))
