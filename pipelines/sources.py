@@ -102,6 +102,7 @@ def _find(source: str, path: str) -> list[tuple[str, int, str]]:
     except (ImportError, ValueError) as error:
         raise InputError(f"source {source}: {path} cannot be opened: {error}") from error
     local = is_local(fs)
+    fs.invalidate_cache()  # what others wrote since this process last looked
     try:
         if _WILDCARD.search(inner):
             infos = list(fs.glob(inner, detail=True).values())

@@ -129,7 +129,7 @@ def test_the_command_line(request_, checkpoint, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--prompts", "absent.jsonl", "--out", "x"], "absent.jsonl"),
-    (["--prompts", "{prompts}", "--out", "{prompts}.out", "--checkpoint", "nowhere"], "nowhere: neither a folder nor"),
+    (["--prompts", "{prompts}", "--out", "{prompts}.out", "--checkpoint", "nowhere"], "nowhere: no such file or folder"),
     (["--prompts", "{prompts}", "--out", "x", "--speed", "9"], "--speed"),
     (["--prompts", "{prompts}", "--out", "x", "--seed", "blue"], "--seed"),
     (["--prompts", "{prompts}", "--out", "x", "--points", "1"], "points=1"),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from s3fs import S3FileSystem
 
 from benchmarks.victims import encoded
 from pipelines.curate import CurateConfig, curate
@@ -42,6 +43,7 @@ def bucket():
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             environment.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # of other tests' servers
         client = boto3.client("s3")
         client.create_bucket(Bucket="pictures")
         yield client

@@ -86,6 +86,7 @@ def store(tmp_path_factory):
                             "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
                             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}"}.items():
             environment.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # of other tests' servers
         folder = tmp_path_factory.mktemp("source")
         small_dataset(folder)
         client = boto3.client("s3", endpoint_url=f"http://{Flaky.store}")

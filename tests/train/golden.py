@@ -15,7 +15,7 @@ from showo2.train.recipe import Recipe
 from showo2.train.trainer import Trainer
 from tests.train.small import small_dataset, story
 
-CURVES = Path(__file__).parents[1] / "golden" / "curves.json"
+CURVES = Path(__file__).with_name("curves.json")
 # Batches are an eighth of the recipe's.
 STEPS, SHARE = 4, 8
 
