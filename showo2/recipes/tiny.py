@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from showo2.data.mixture import Entry
 from showo2.model import FlowHeadConfig
-from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Recipe
+from showo2.train.recipe import NEW_PARTS, PARTS, Group, ModelParts, Parallel, Recipe
 
 PARTS_64 = ModelParts(
     llm="tiny:llm", siglip="tiny:siglip", vae="tiny:vae", grid=4, order="patch", conversation="plain", size=64,
@@ -21,7 +21,8 @@ DISTILL = Recipe(
     start="parts", model=PARTS_64, context=32,
     mixture=(Entry("pictures", "distill", "pair", samples=64),),
     groups=(Group(("semantic.",), 2e-3),),
-    schedule="cosine", warmup=50, steps=400, noised_steps=100, ema=0.99, checkpoint_every=200)
+    schedule="cosine", warmup=50, steps=400, noised_steps=100, ema=0.99, checkpoint_every=200,
+    parallel=Parallel(precision="autocast"))
 
 STAGE1 = Recipe(
     name="tiny-stage1",
@@ -29,7 +30,8 @@ STAGE1 = Recipe(
     start="checkpoint", model=PARTS_64, context=128, alpha=0.2,
     mixture=(Entry("generate", "generate", "pair", samples=48), Entry("caption", "caption", "pair", samples=16)),
     groups=(Group(NEW_PARTS, 2e-3),),
-    schedule="constant", warmup=50, steps=300, ema=0.99, checkpoint_every=200)
+    schedule="constant", warmup=50, steps=300, ema=0.99, checkpoint_every=200,
+    parallel=Parallel(precision="autocast"))
 
 STAGE2 = replace(
     STAGE1, name="tiny-stage2",
@@ -38,8 +40,8 @@ STAGE2 = replace(
     mixture=(Entry("generate", "generate", "pair", samples=48),
              Entry("caption", "caption", "pair", samples=4),
              Entry("converse", "converse", "conversation", samples=12)),
-    groups=(Group(PARTS, 2e-3),),
-    schedule="cosine", steps=2100, ema=0.998)
+    groups=(Group(("language_model.", "semantic."), 5e-4), Group(NEW_PARTS, 2e-3)),
+    schedule="cosine", steps=4000, ema=0.998, checkpoint_every=500)
 
 # The larger base model: `python -m showo2.tiny.parts --only llm-large`, width 192, 6 layers.
 ALIGN_LARGE = replace(

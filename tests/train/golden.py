@@ -11,7 +11,7 @@ from pathlib import Path
 
 from showo2 import recipes
 from showo2.tiny import resolve
-from showo2.train.recipe import Recipe
+from showo2.train.recipe import Parallel, Recipe
 from showo2.train.trainer import Trainer
 from tests.train.small import small_dataset, story
 
@@ -21,10 +21,10 @@ STEPS, SHARE = 4, 8
 
 
 def short(recipe: Recipe) -> Recipe:
-    """The first steps of a recipe, warm-up and noised steps cut to two."""
+    """The first steps of a recipe, warm-up and noised steps cut to two, in fp32: not every processor has bf16."""
     mixture = tuple(replace(entry, samples=max(1, entry.samples // SHARE)) for entry in recipe.mixture)
     return replace(recipe, mixture=mixture, steps=STEPS, warmup=min(2, recipe.warmup), checkpoint_every=9, log_every=1,
-                   noised_steps=min(2, recipe.noised_steps))
+                   noised_steps=min(2, recipe.noised_steps), parallel=Parallel())
 
 
 def ready() -> list[Recipe]:

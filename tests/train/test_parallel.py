@@ -49,6 +49,8 @@ def samples(out, step):
 def assert_close(run, other):
     assert len(story(run)) == len(story(other)) > 0
     for mine, theirs in zip(story(run), story(other), strict=True):
+        # Adam's first steps make whole steps of a gradient's last bits where it is near zero; its norm shows that first.
+        assert mine.pop("grad_norm") == pytest.approx(theirs.pop("grad_norm"), rel=1e-4)
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 

@@ -41,6 +41,7 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
     ("vae", "psnr_worst_db"): ("PSNR of the worst picture, dB", None),
     ("vae", "latent_mean"): ("mean of normalised latents", None),
     ("vae", "latent_std"): ("deviation of normalised latents", None),
+    ("vae", "nearest_colours"): ("squared distance per element of the two nearest colours", None),
     ("siglip", "right_of_32"): ("own caption found among 32", 0.90),
     ("llm", "questions_right"): ("text-only questions answered exactly", 0.95),
     ("llm", "questions_right_chat_layout"): ("the same in Qwen's chat layout", None),
