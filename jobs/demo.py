@@ -42,7 +42,7 @@ class Demo:
 
     out: Path
     """folder for everything; the report is OUT/report.html"""
-    pictures: int = 4000
+    pictures: int = 6000
     """pictures of the world"""
     quick: bool = False
     """a few training steps and few questions: shows that everything runs, and learns nothing"""
@@ -68,23 +68,23 @@ class Demo:
 def steps(demo: Demo) -> list[Step]:
     """Everything in order, with the seconds that each takes on two cores."""
     return [
-        Step("world", "draw a world of shapes and write it as web sources do: tars, some of it broken", 60,
+        Step("world", "draw a world of shapes and write it as web sources do: tars, some of it broken", 10,
              partial(make_world, demo)),
-        Step("curate", "headers, rules, duplicates: every row ends kept, dropped, failed or duplicate", 30,
+        Step("curate", "headers, rules, duplicates: every row ends kept, dropped, failed or duplicate", 10,
              partial(curate_world, demo)),
-        Step("recaption", "a LLaVA captioner looks at the web's pictures; other captions stay", 60,
+        Step("recaption", "a LLaVA captioner looks at the web's pictures; other captions stay", 25,
              partial(recaption_world, demo)),
-        Step("encode", "pictures to latents of the Wan VAE, in Arrow shards", 40, partial(encode_world, demo)),
-        Step("distill", "semantic layers learn SigLIP's features from latents", 100, partial(stage, demo, "distill")),
-        Step("stage1", "projector, fusion and flow head learn to draw and to caption", 110,
+        Step("encode", "pictures to latents of the Wan VAE, in Arrow shards", 15, partial(encode_world, demo)),
+        Step("distill", "semantic layers learn SigLIP's features from latents", 40, partial(stage, demo, "distill")),
+        Step("stage1", "projector, fusion and flow head learn to draw and to caption", 70,
              partial(stage, demo, "stage1")),
-        Step("stage2", "the whole model learns on pictures, captions and conversations", 500,
+        Step("stage2", "the whole model learns on pictures, captions and conversations", 720,
              partial(stage, demo, "stage2")),
-        Step("generate", "draw held-out prompts", 15, partial(draw, demo)),
-        Step("answer", "answer questions about held-out pictures", 10, partial(answer, demo)),
-        Step("evaluate", "six categories of pictures and four kinds of questions, all held out", 75,
+        Step("generate", "draw held-out prompts", 2, partial(draw, demo)),
+        Step("answer", "answer questions about held-out pictures", 2, partial(answer, demo)),
+        Step("evaluate", "six categories of pictures and four kinds of questions, all held out", 8,
              partial(score, demo)),
-        Step("check", "that nothing of what was asked stands in the training set", 10, partial(check, demo)),
+        Step("check", "that nothing of what was asked stands in the training set", 2, partial(check, demo)),
     ]  # fmt: skip
 
 
