@@ -42,7 +42,7 @@ class Demo:
 
     out: Path
     """folder for everything; the report is OUT/report.html"""
-    pictures: int = 6000
+    pictures: int = 12_000
     """pictures of the world"""
     quick: bool = False
     """a few training steps and few questions: shows that everything runs, and learns nothing"""

@@ -5,11 +5,13 @@ batch, greedy decoding), so the captions are the same whatever the number of wor
 """
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from pipelines.probe import ProbeError
 from pipelines.publish import Unit, fingerprint, publish, publish_record
 from pipelines.rows import MediaReader, SelectedUnit, open_picture, read_rows
 from pipelines.sources import InputError
-from showo2.tiny.world import CAPTION_PROMPTS
+from showo2.tiny.world import CAPTION_PROMPTS, STYLES
 
 VERSION = 3  # goes up when the same pictures give other captions
 DECODE_THREADS = 4
@@ -45,24 +47,27 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the captioner is asked; `id` is recorded with each answer."""
+    """What the captioner is asked; `id` is recorded with each answer, `weight` says how often beside the others."""
 
     id: str
     text: str
+    weight: int = 1
 
 
 def load_prompts(captioner: str, path: str | None) -> tuple[Prompt, ...]:
     """The prompts of a JSON file, or the captioner's own. InputError if the file is not as it should be."""
     if path is None and captioner.startswith("tiny:"):
-        return tuple(Prompt(*item) for item in CAPTION_PROMPTS.items())
+        return tuple(Prompt(style, text, STYLES[style]) for style, text in CAPTION_PROMPTS.items())
     path = path or str(Path(__file__).with_name("prompts.json"))
     try:
         entries = json.loads(Path(path).read_text())
-        prompts = tuple(Prompt(entry["id"], entry["text"]) for entry in entries)
+        prompts = tuple(Prompt(entry["id"], entry["text"], int(entry.get("weight", 1))) for entry in entries)
     except OSError as error:
         raise InputError(f"--prompts {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'--prompts {path} is not a JSON list of {{"id", "text"}}: {error}') from error
+    if light := [prompt.id for prompt in prompts if prompt.weight < 1]:
+        raise InputError(f"--prompts {path}: the weight of {light[0]} has to be 1 or more")
     if not prompts or len({prompt.id for prompt in prompts}) != len(prompts):
         raise InputError(f"--prompts {path} needs at least one prompt, and each its own id")
     return prompts
@@ -79,14 +84,15 @@ def load_refused(path: str | None) -> list[str]:
 
 
 def choose_prompt(uid: str, prompts: tuple[Prompt, ...]) -> Prompt:
-    """By a hash of the uid: the same one in every run."""
-    return prompts[xxhash.xxh3_64_intdigest(uid.encode()) % len(prompts)]
+    """By a hash of the uid, in proportion to the weights: the same one in every run."""
+    number = xxhash.xxh3_64_intdigest(uid.encode()) % sum(prompt.weight for prompt in prompts)
+    return prompts[bisect_right(list(accumulate(prompt.weight for prompt in prompts)), number)]
 
 
 class Captioner:
     """One engine, and the work of an actor: captions of one unit after the other."""
 
-    def __init__(self, model: str, name: str, prompts: list[dict[str, str]], options: dict[str, Any]) -> None:
+    def __init__(self, model: str, name: str, prompts: list[dict[str, Any]], options: dict[str, Any]) -> None:
         """`model`: a folder, or an endpoint's address. `name`: what the captions carry; of a folder's model it ends
         with @ and the weights' hash. `options`: batch, max_new_tokens, skip_sources, refuse, gpu; for an endpoint also
         answers, the dataset where paid answers are kept."""

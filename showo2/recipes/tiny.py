@@ -27,10 +27,10 @@ DISTILL = Recipe(
 STAGE1 = Recipe(
     name="tiny-stage1",
     summary="projector, fusion, time embedding and flow head learn on pairs; language model and S are frozen",
-    start="checkpoint", model=PARTS_64, context=128, alpha=0.2,
+    start="checkpoint", model=PARTS_64, context=96, alpha=0.2,
     mixture=(Entry("generate", "generate", "pair", samples=48), Entry("caption", "caption", "pair", samples=16)),
     groups=(Group(NEW_PARTS, 2e-3),),
-    schedule="constant", warmup=50, steps=300, ema=0.99, checkpoint_every=200,
+    schedule="constant", warmup=50, steps=200, ema=0.99, checkpoint_every=200,
     parallel=Parallel(precision="autocast"))
 
 STAGE2 = replace(
@@ -40,8 +40,8 @@ STAGE2 = replace(
     mixture=(Entry("generate", "generate", "pair", samples=48),
              Entry("caption", "caption", "pair", samples=4),
              Entry("converse", "converse", "conversation", samples=12)),
-    groups=(Group(("language_model.", "semantic."), 5e-4), Group(NEW_PARTS, 2e-3)),
-    schedule="cosine", steps=4000, ema=0.998, checkpoint_every=500)
+    groups=(Group(("language_model.", "semantic."), 1e-3), Group(NEW_PARTS, 2e-3)),
+    schedule="cosine", steps=5000, ema=0.998, checkpoint_every=500)
 
 # The larger base model: `python -m showo2.tiny.parts --only llm-large`, width 192, 6 layers.
 ALIGN_LARGE = replace(

@@ -30,8 +30,8 @@ from showo2.tiny.world import (
     Scene,
     describe,
     draw_scene,
+    draw_style,
     is_held_out,
-    training_styles,
 )
 
 SHARES = {"web": 0.6, "synthetic": 0.2, "instruct": 0.2}
@@ -224,7 +224,7 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     if source == "instruct":
         facts |= {"id": key, "image": f"{key}.{suffix}", "conversations": conversation(scene, text_rng)}
         return Row(key, ((suffix, picture), ("json", _json(facts))), truth)
-    text = alt_text(scene, text_rng) if source == "web" else describe(scene, text_rng.choice(training_styles(scene)))
+    text = alt_text(scene, text_rng) if source == "web" else describe(scene, draw_style(scene, text_rng))
     raw = b"caf\xe9 \xff " + text.encode() if kind == "bad_caption" else text.encode()
     facts |= {"url": f"https://shapes.example/{source}/{index:09d}.{suffix}"}
     return Row(key, ((suffix, picture), ("txt", raw), ("json", _json(facts))), truth | {"text": text})
@@ -280,7 +280,7 @@ def _encode(image: Image.Image, suffix: str, quality: int) -> bytes:
 
 def alt_text(scene: Scene, rng: random.Random) -> str:
     """What the web says about a picture: a quarter true, the rest wrong, cut, shouted, padded or junk."""
-    true, number = describe(scene, rng.choice(STYLES)), rng.randrange(10_000)
+    true, number = describe(scene, rng.choice(list(STYLES))), rng.randrange(10_000)
     junk = rng.choice(_JUNK).format(n=number)
     text = rng.choices(
         (
@@ -314,7 +314,7 @@ def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """One to three questions with answers, as LLaVA stores them; sometimes a request for a caption comes first."""
     turns: Iterator[tuple[str, str]] = iter(questions(scene, rng)[: rng.randint(1, 3)])
     if rng.random() < 0.25:
-        style = rng.choice(training_styles(scene))
+        style = draw_style(scene, rng)
         turns = iter([(CAPTION_PROMPTS[style], describe(scene, style)), *turns])
     said: list[dict[str, str]] = []
     for question, answer in turns:

@@ -49,6 +49,7 @@ __all__ = [
     "Scene",
     "describe",
     "draw_scene",
+    "draw_style",
     "is_held_out",
     "parse",
     "phrase",
@@ -237,6 +238,12 @@ def shows_held_out(scene: Scene) -> bool:
 def training_styles(scene: Scene) -> list[str]:
     """The caption styles that say no held-out prompt about a scene."""
     return [style for style in STYLES if not is_held_out(describe(scene, style))]
+
+
+def draw_style(scene: Scene, rng: random.Random) -> str:
+    """One of a scene's training styles, as often as `STYLES` says."""
+    styles = training_styles(scene)
+    return rng.choices(styles, [STYLES[style] for style in styles])[0]
 
 
 def prompts(category: str, held_out: bool) -> list[str]:

@@ -17,7 +17,7 @@ from pipelines.rows import load_selection, read_captions, read_rows
 from pipelines.sources import InputError
 from showo2.tiny import resolve
 from showo2.tiny.render import render
-from showo2.tiny.world import CAPTION_PROMPTS, Description, Object, Scene, describe, draw_scene, parse
+from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Description, Object, Scene, describe, draw_scene, parse
 from tests.pipelines.conftest import write_tar
 
 SCENES = 24
@@ -158,7 +158,7 @@ def test_a_batch_does_not_change_what_is_said(data, report):
     alone = Captioner(
         folder,
         f"x@{weights_hash(folder)[:16]}",
-        [{"id": i, "text": t} for i, t in CAPTION_PROMPTS.items()],
+        [{"id": i, "text": t, "weight": STYLES[i]} for i, t in CAPTION_PROMPTS.items()],
         options,
     )
     unit = next(unit for unit in load_selection(data).units if unit.unit.source == "web")
@@ -171,11 +171,15 @@ def test_prompts_are_spread_and_fixed_by_uid():
     prompts = tuple(Prompt(name, name) for name in "abc")
     chosen = [choose_prompt(f"{number:032x}", prompts).id for number in range(600)]
     assert all(150 < chosen.count(name) < 250 for name in "abc")
+    heavy = (Prompt("a", "a"), Prompt("b", "b", 4), Prompt("c", "c"))
+    chosen = [choose_prompt(f"{number:032x}", heavy).id for number in range(600)]
+    assert 350 < chosen.count("b") < 450
+    assert all(50 < chosen.count(name) < 150 for name in "ac")
     assert len(load_prompts("some/model", None)) == 3
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '[{"id": "a"}]', '[{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]']
+    "text", ["{", "[]", '[{"id": "a"}]', '[{"id": "a", "text": "x", "weight": 0}]', '[{"id": "a", "text": "x"}, {"id": "a", "text": "y"}]']
 )
 def test_a_bad_prompt_file_is_named(tmp_path, text):
     path = tmp_path / "prompts.json"

@@ -10,7 +10,7 @@ seeds = st.integers(0, 2**32)
 HELD_OUT = {text for category in world.CATEGORIES for text in world.prompts(category, True)}
 
 
-@given(seeds, st.booleans(), st.sampled_from(world.STYLES))
+@given(seeds, st.booleans(), st.sampled_from(list(world.STYLES)))
 def test_parse_is_the_inverse_of_describe(seed, held_out, style):
     scene = world.draw_scene(random.Random(seed), held_out)
     text = world.describe(scene, style)

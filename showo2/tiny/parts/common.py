@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from showo2.tiny.render import render
 from showo2.tiny.world import MIX, Scene, draw_scene
+from showo2.train.parallel import has_bf16
 
 SIZE = 64  # pixels a side that every part works at
 
@@ -83,8 +84,12 @@ def fit(
     lr: float,
     loss_of: Callable[[int], Tensor],
     weight_decay: float = 0.0,
+    bf16: bool = False,
 ) -> None:
-    """AdamW with a short warm-up and a cosine to zero over `steps`; says every 100 steps how it goes."""
+    """AdamW with a short warm-up and a cosine to zero over `steps`; says every 100 steps how it goes.
+
+    bf16: of matrix products, where the processor has it.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     warm_up = max(1, min(100, steps // 10))
@@ -95,7 +100,8 @@ def fit(
     start = time.monotonic()
     model.train()
     for step in range(1, steps + 1):
-        loss = loss_of(step - 1)
+        with torch.autocast("cpu", torch.bfloat16, bf16 and has_bf16()):
+            loss = loss_of(step - 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
