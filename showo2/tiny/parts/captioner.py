@@ -3,9 +3,11 @@
 As SigLIP's, its vision tower also learns to name what lies in each patch; the head for that is not kept.
 """
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,9 +21,18 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from showo2.tiny.parts.common import batches, draw_scenes, fit, halve, pictures, share, to_pixels
+from showo2.tiny.parts.common import SIZE, batches, draw_scenes, fit, halve, pictures, share, to_pixels
 from showo2.tiny.parts.siglip import image_processor, patch_head, patch_labels
-from showo2.tiny.world import CAPTION_PROMPTS, STYLES, Description, Scene, describe, parse, summarise
+from showo2.tiny.world import (
+    BACKGROUND,
+    CAPTION_PROMPTS,
+    STYLES,
+    Description,
+    Scene,
+    describe,
+    parse,
+    summarise,
+)
 
 _BATCH = 64
 _MIX = (15, 25, 20, 40)  # scenes of three and four objects are the hardest to tell
@@ -82,7 +93,8 @@ def train(folder: Path, siglip: Path, llm: Path, effort: float = 1.0, seed: int 
     model, processor = build(siglip, llm)
     # Any scene: the captioner stands for a tool from outside, which has seen the world.
     scenes = draw_scenes(share(40_000, effort), seed, held_out=None, mix=_MIX)
-    images, rows = pictures(scenes, seed, photographs=0.4), {s: _rows(processor, scenes, s) for s in STYLES}
+    images = _squashed(pictures(scenes, seed, photographs=0.4), seed)
+    rows = {s: _rows(processor, scenes, s) for s in STYLES}
     steps, pad = round(6_000 * effort), processor.tokenizer.pad_token_id
     # The other kind's backward pass in bf16 takes three times as long on a CPU.
     model.set_attn_implementation("eager")
@@ -110,6 +122,19 @@ def train(folder: Path, siglip: Path, llm: Path, effort: float = 1.0, seed: int 
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     halve(folder)
+
+
+def _squashed(images: np.ndarray, seed: int) -> np.ndarray:
+    """Half of the pictures (N, 64, 64, 3) as the processor makes them of wide and of high ones, which it does not crop."""
+    rng, made = random.Random(seed), images.copy()
+    for i in rng.sample(range(len(images)), len(images) // 2):
+        side = rng.randint(SIZE // 2, SIZE - 4)
+        size = (side, SIZE) if rng.random() < 0.5 else (SIZE, side)
+        canvas = Image.new("RGB", (SIZE, SIZE), BACKGROUND)
+        squashed = Image.fromarray(images[i]).resize(size, Image.Resampling.BICUBIC)
+        canvas.paste(squashed, ((SIZE - size[0]) // 2, (SIZE - size[1]) // 2))
+        made[i] = np.asarray(canvas)
+    return made
 
 
 def _rows(processor: LlavaProcessor, scenes: list[Scene], style: str) -> tuple[list[int], list[list[int]]]:
@@ -142,7 +167,7 @@ def evaluate(folder: Path, samples: int = 512) -> dict[str, float]:
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = LlavaProcessor.from_pretrained(folder)
     scenes = draw_scenes(samples, 90_004, held_out=None)
-    shots = [Image.fromarray(image) for image in pictures(scenes, 90_004, photographs=0.5)]
+    shots = [Image.fromarray(image) for image in _squashed(pictures(scenes, 90_004, photographs=0.5), 90_004)]
     told: dict[str, list[str]] = {}
     for style in STYLES:
         chunks = [shots[i : i + 64] for i in range(0, samples, 64)]
