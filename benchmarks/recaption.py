@@ -27,12 +27,13 @@ from pipelines.recaption import RecaptionConfig, recaption
 
 @dataclass(frozen=True)
 class Options:
-    """json: where the report goes. pictures, seed: of the world. folder: for both runs; by default a temporary one.
-    quick: a few steps of training, which show that everything runs."""
+    """json: where the report goes. pictures, seed: of the world. steps: of the last stage (by default the recipe's).
+    folder: for both runs; by default a temporary one. quick: a few steps of training, which show that everything runs."""
 
     json: str = "build/benchmarks/recaption.json"
     pictures: int = 4000
     seed: int = 0
+    steps: int | None = None
     folder: str | None = None
     quick: bool = False
 
@@ -71,7 +72,7 @@ def run(options: Options) -> Report:
     """Both arms, one after the other."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
-        alt = Demo(folder / "alt", options.pictures, options.quick, options.seed)
+        alt = Demo(folder / "alt", options.pictures, options.steps, options.quick, options.seed)
         new = replace(alt, out=folder / "recaptioned")
         for demo in (alt, new):
             demo.out.mkdir(parents=True, exist_ok=True)

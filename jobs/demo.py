@@ -44,6 +44,8 @@ class Demo:
     """folder for everything; the report is OUT/report.html"""
     pictures: int = 12_000
     """pictures of the world"""
+    steps: int | None = None
+    """of stage 2, the last one; by default as many as its recipe has"""
     quick: bool = False
     """a few training steps and few questions: shows that everything runs, and learns nothing"""
     seed: int = 0
@@ -142,6 +144,8 @@ def stage(demo: Demo, name: str) -> str:
     names = list(STAGES)
     before = names[: names.index(name)]
     recipe = replace(recipes.get(STAGES[name]), seed=demo.seed)
+    if name == names[-1] and demo.steps is not None:
+        recipe = replace(recipe, steps=demo.steps)
     if demo.quick:
         recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1)
     folder = demo.out / "runs" / name
