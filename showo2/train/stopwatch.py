@@ -17,6 +17,7 @@ class Stopwatch:
     def __init__(self, units: Sequence[nn.Module], device: torch.device):
         self._events = device.type == "cuda"
         self._pairs: list[tuple[Any, Any]] = []
+        self._steps = 0
         for unit in units:
             unit.forward = self._timed(unit.forward)
 
@@ -36,13 +37,18 @@ class Stopwatch:
         event.record()
         return event
 
+    def step(self) -> None:
+        """A step is done."""
+        self._steps += 1
+
     def read(self) -> float:
-        """Seconds since the last reading; waits for the GPU."""
+        """Seconds a step since the last reading; waits for the GPU."""
         pairs, self._pairs = self._pairs, []
+        steps, self._steps = max(1, self._steps), 0
         if not self._events:
-            return sum(end - begin for begin, end in pairs)
+            return sum(end - begin for begin, end in pairs) / steps
         torch.cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+        return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000 / steps
 
 
 def pace(seconds: Sequence[float]) -> dict[str, float]:

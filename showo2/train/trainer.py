@@ -199,6 +199,7 @@ class Trainer:
     def _measure(self, step: Step, waited: float, meters: Meters | None) -> None:
         latest: dict[str, float] = {"lr": self.optimizer.param_groups[0]["lr"], "skipped": self.skipped,
                                     "lost": self.lost}
+        self.stopwatch.step()
         if self.done % self.recipe.log_every == 0 or self.done == self.recipe.steps:
             latest |= pace(self.workers.gather(self.stopwatch.read()))
             latest |= self.goodput.write() if self.goodput else {}

@@ -48,10 +48,12 @@ def test_the_rank_that_computes_longest_is_named():
     seconds = []
     for units in ([nn.Identity()], [nn.Identity(), Slow()]):
         watch = Stopwatch(units, torch.device("cpu"))
-        for unit in units:
-            unit(torch.zeros(1))
+        for _ in range(3):
+            for unit in units:
+                unit(torch.zeros(1))
+            watch.step()
         seconds.append(watch.read())
         assert watch.read() == 0
     told = pace(seconds)
     assert told["slowest_rank"] == 1
-    assert told["compute_s_slowest"] == seconds[1] >= 0.02
+    assert 0.02 <= told["compute_s_slowest"] == seconds[1] < 0.06, "seconds a step, not of all"
