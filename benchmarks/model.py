@@ -54,7 +54,8 @@ def build_model(side: str) -> Showo2:
     torch.manual_seed(0)
     llm = {"model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
            "num_key_value_heads": 2, "intermediate_size": 1024, "vocab_size": VOCABULARY, "tie_word_embeddings": True}
-    siglip = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 512}
+    siglip = {"hidden_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 512,
+              "image_size": 432, "patch_size": 16}
     model = Showo2(Showo2Config(llm, siglip, FlowHeadConfig(256, 4, 4, 2, 64, 1024)))
     with torch.no_grad():
         for p in model.parameters():

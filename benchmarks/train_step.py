@@ -58,7 +58,7 @@ def recipe(steps: int) -> Recipe:
 
 def prepare(folder: Path) -> None:
     """A checkpoint to start from, and a shard of latents with captions."""
-    build_model().save_pretrained(folder / "model")
+    build_model("ours").save_pretrained(folder / "model")
     Tokenizer.from_pretrained("tiny:llm").save_pretrained(folder / "model")
     schema = ShardSchema("web", "pair", BUCKET, "vae", (0.0,) * 16, (1.0,) * 16, "center")
     uids = [f"{i:032x}" for i in range(ROWS)]
@@ -100,7 +100,7 @@ def theirs(folder: Path, steps: int, with_vae: bool) -> Iterator[tuple[float, fl
     trainer = trainer_in(folder, replace(recipe(steps), accumulate=4, context=1024))
     batches = Batches(trainer._stream(), trainer.manifests, trainer.tokenizer, 0, 1, 0, None)
     read_ahead = [batches[step].micro for step in range(steps)]
-    model = trainer.model.train()
+    model = released.without_savings(trainer.model.train())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0)
     vae = AutoencoderKLWan.from_pretrained(resolve("tiny:vae")).eval() if with_vae else None
     pixels = torch.rand(4, 3, 1, 432, 432) * 2 - 1
