@@ -75,12 +75,11 @@ def check_source(spec: str, limits: Limits, findings: Findings) -> Iterator[Trou
             elif error is None and row["key"] in keys:
                 error, detail = "repeated_key", f"also in {keys[row['key']]}"
             keys.setdefault(row["key"], shard.unit.path)
-            found = [(row["key"], error, detail)] if error is not None else []
-            found += [
-                (f"{row['key']}.{picture['number']}", picture["error"], picture["detail"])
-                for picture in row["pictures"] or []
-                if picture["error"] is not None
-            ]
+            if error is not None:
+                found = [(row["key"], error, detail)]
+            else:
+                pictures = [picture for picture in row["pictures"] or [] if picture["error"] is not None]
+                found = [(f"{row['key']}.{p['number']}", p["error"], p["detail"]) for p in pictures]
             for key, trouble, what in found:
                 findings.troubles[trouble] += 1
                 yield Trouble(shard.unit.path, key, trouble, what)

@@ -80,4 +80,4 @@ def describe_losses(reasons: Reasons) -> str | None:
     if not lost:
         return None
     by_reason = ", ".join(f"{why} {count}" for why, count in sorted(lost.items()))
-    return f"{lost.total()} of {len(reasons)} pictures left out: {by_reason}"
+    return f"without {lost.total()} of {len(reasons)} pictures: {by_reason}"

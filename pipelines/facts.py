@@ -282,8 +282,8 @@ def _row(sample: _Sample, preset: Preset) -> dict[str, Any]:
             sample.errors.pop("bad_json", None)
         if kind != "text" and not sample.pictures:
             sample.errors.setdefault("missing_image", f"members: {', '.join(sorted(sample.members)) or 'none'}")
-        elif kind == "text" and not row["text"] and "messages" not in row:
-            sample.errors.setdefault("missing_text", f"members: {', '.join(sorted(sample.members)) or 'none'}")
+        elif kind == "text" and not row["text"] and "messages" not in row and not sample.errors:
+            sample.errors["missing_text"] = f"members: {', '.join(sorted(sample.members))}"
     row["same"] = _same(row)
     if sample.errors:
         first = next((error for error in _PRECEDENCE if error in sample.errors), min(sample.errors))
@@ -295,7 +295,7 @@ def _document(sample: _Sample) -> dict[str, Any]:
     """Segments and pictures of a document. A picture that is not there has an error of its own; one that no segment
     names is the document's, because then all others may be named wrongly."""
     if not sample.segments:
-        if not {"bad_json", "bad_document"} & sample.errors.keys():
+        if not sample.errors:
             sample.errors["bad_document"] = f"{len(sample.numbered)} pictures, and no JSON with texts and images"
         return {}
     named = numbers(sample.segments)

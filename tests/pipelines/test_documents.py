@@ -83,6 +83,7 @@ def test_a_bad_picture_is_its_own_and_not_the_documents():
     [(document({"texts": ["a"], "images": []}, ("0.jpg", jpeg())), "bad_document"),
      ([("d.0.jpg", jpeg()), ("d.1.jpg", jpeg())], "bad_document"),
      ([("d.0.jpg", jpeg()), ("d.json", b"{broken"), ("d.txt", b"a caption")], "bad_json"),
+     (document({"texts": ["x" * (2 << 20)], "images": ["x"]}, ("0.jpg", jpeg())), "text_too_large"),
      (document(STORY, *((f"{n}.jpg", jpeg()) for n in (1, 2))), "unnamed_picture"),
      (document(STORY, ("jpg", jpeg()), ("0.jpg", jpeg())), "unnamed_picture"),
      (document(STORY, ("0.jpg", jpeg()), ("0.png", jpeg())), "duplicate_member"),
@@ -126,6 +127,7 @@ def test_texts_alone_are_texts_where_their_source_is_one_of_texts():
     assert [(row["kind"], row["text"], row["error"]) for row in rows] == [
         ("text", "just words", None), ("text", "from json", None), ("text", None, "missing_text"), ("pair", "e", None)]
     assert rows[0]["same"] != rows[1]["same"] and texts(("x.txt", b"from json"))[0]["same"] == rows[1]["same"]
+    assert texts(("x.txt", b"x" * (2 << 20)))[0]["error"] == "text_too_large"
     assert facts([("a.txt", b"just words")])[0]["error"] == "missing_image"
 
 

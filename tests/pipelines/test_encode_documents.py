@@ -133,8 +133,8 @@ def test_every_document_and_text_has_its_account(run):
     assert encoded.failed == {"undecodable": 1}
     assert report.pictures == {"missing_picture": 1, "stays": 16, "too_many_pictures": 1, "too_small": 1, "truncated": 1}
     ledger = {row["key"]: row["detail"] for row in pq.read_table(f"{config.out}/ledger.parquet").to_pylist()}
-    assert ledger["holes"] == "3 of 5 pictures left out: missing_picture 1, too_small 1, truncated 1"
-    assert ledger["lost"] == "2 of 2 pictures left out: missing_picture 1, not_an_image 1"
+    assert ledger["holes"] == "without 3 of 5 pictures: missing_picture 1, too_small 1, truncated 1"
+    assert ledger["lost"] == "without 2 of 2 pictures: missing_picture 1, not_an_image 1"
     assert ledger["pixels"].startswith("picture 1: ") and ledger["photos"] is None
 
 
@@ -223,7 +223,7 @@ def test_a_document_can_be_asked_about_and_looked_at(run, tmp_path, capsys):
     config, _, encoding, _ = run
     told = "\n".join(why(config.out, "w/holes"))
     assert "document" in told and "picture 0: jpeg 520 x 520, RGB" in told and "picture 2: truncated" in told
-    assert "account: kept 3 of 5 pictures left out" in told
+    assert "account: kept without 3 of 5 pictures: " in told
     report = (Path(config.out) / "report.html").read_text()
     assert "Pictures of kept documents" in report and "part 0" in report
     for shard in Manifest.load(encoding.data).shards:
