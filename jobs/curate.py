@@ -70,6 +70,9 @@ def tell(report: Report, out: str) -> None:
         print(f"damaged: {damage}")
     for source, counts in report.counts.items():
         print(f"{source}: {', '.join(f'{account} {rows:,}' for account, rows in counts.items())}")
+    if report.pictures:
+        told = ", ".join(f"{what} {count:,}" for what, count in report.pictures.items())
+        print(f"pictures of kept documents: {told}")
     kept = report.total.get("kept", 0)
     print(f"kept {kept:,} of {report.rows:,} rows; dataset {report.hash}; see {out}/report.html")
 

@@ -65,7 +65,8 @@ class CurateConfig:
 @dataclass(frozen=True)
 class Report:
     """What a run decided. `counts`: {source: {account: rows}} as in ledger.count; `sizes`: {side: pictures};
-    `sweep`: {score: [(cut-off, rows of the selection that it would keep)]}."""
+    `sweep`: {score: [(cut-off, rows of the selection that it would keep)]}; `pictures`: those of kept documents, which
+    stay or are left out for a reason."""
 
     counts: dict[str, dict[str, int]]
     hash: str
@@ -75,6 +76,7 @@ class Report:
     damages: tuple[str, ...]
     sizes: dict[int, int]
     sweep: dict[str, list[tuple[float, int]]]
+    pictures: dict[str, int]
 
     @property
     def total(self) -> dict[str, int]:
@@ -247,4 +249,5 @@ def _summary(
     sizes = {int(side): by_side[side] for side in sorted(by_side, key=int)}
     histograms = sweep.merge([record["histograms"] for record in selections.values()])
     swept = {score: sweep.kept_by_cut(score, found) for score, found in histograms.items()}
-    return Report(counts, manifest_hash, len(shards), size, seconds, tuple(damages), sizes, swept)
+    pictures = ledger.total(record["pictures"] for record in selections.values())
+    return Report(counts, manifest_hash, len(shards), size, seconds, tuple(damages), sizes, swept, pictures)

@@ -191,13 +191,13 @@ def _check_sums(selection: Selection, records: dict[str, Record]) -> None:
 def compile_shards(root: str, selection: Selection) -> Manifest:
     """Write `latents/manifest.json`: the shards of all buckets, from the records of the selection's units."""
     ids = [unit.unit.id for unit in selection.units]
-    shards: list[Shard] = []
+    shards: dict[str, Shard] = {}  # by path: several sizes share their texts
     prints = {}
     for name in families(root, "latents"):
         found = done(root, name, only=ids)
-        shards += [_shard(entry) for record in found.values() for entry in record["shards"]]
+        shards |= {entry["path"]: _shard(entry) for record in found.values() for entry in record["shards"]}
         prints[name] = fingerprint(sorted(record["fingerprint"] for record in found.values()))
-    manifest = Manifest(selection.name, tuple(sorted(shards, key=lambda shard: shard.path)), prints)
+    manifest = Manifest(selection.name, tuple(shards[path] for path in sorted(shards)), prints)
     publish(root, "latents/manifest.json", manifest.to_json())
     return manifest
 

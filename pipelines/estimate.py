@@ -7,7 +7,7 @@ from pipelines.curate import CurateConfig
 from pipelines.facts import read_facts
 from pipelines.presets import PRESETS
 from pipelines.publish import filesystem
-from pipelines.scores import load_measure, parse_scorers
+from pipelines.scores import load_measure, measurable, parse_scorers
 from pipelines.sources import InputShard, plan
 
 SCORED_ROWS = 64  # measured for a scorer's rate
@@ -48,8 +48,8 @@ def estimate(config: CurateConfig) -> Estimate:
         took, table = _probed(config, one)
         seconds["facts"] += took * factor
         rows += len(table) * factor
-        good = [row for row in table if row["error"] is None][:SCORED_ROWS]
         for scorer in scorers:
+            good = measurable(scorer, table)[:SCORED_ROWS]
             measure = load_measure(scorer)
             started = time.monotonic()
             measure(one.unit.path, good)

@@ -1,7 +1,8 @@
 """The facts of a unit: one row a sample of its tar, with what the headers say and, where it is unusable, why.
 
 Nothing is left out: a sample that cannot be used has an `error`, and a damage of the tar that no sample
-accounts for has a row of its own. Pictures stay where they are; a row holds their byte range in the tar.
+accounts for has a row of its own. Pictures stay where they are; a row holds their byte range in the tar, and that of a
+document those of all its pictures.
 """
 
 import functools
@@ -16,14 +17,31 @@ import xxhash
 
 from pipelines.clips import EXTENSIONS as VIDEOS
 from pipelines.clips import ClipReader
+from pipelines.documents import numbers, picture_number, read_segments
 from pipelines.presets import PRESETS, Preset
 from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
 from pipelines.publish import Unit
 from pipelines.tar import Damage, Member, Refused, TarReader, split_key
 
-VERSION = 4  # goes up when the same tar gives other facts
+VERSION = 5  # goes up when the same tar gives other facts
 
 GIVEN_SCORES = ("aesthetic", "watermark", "nsfw", "similarity")
+PICTURE = pa.struct(
+    [
+        ("number", pa.int32()),  # its member is KEY.NUMBER.EXTENSION
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("animated", pa.bool_()),
+        ("orientation", pa.int8()),
+        ("hash", pa.string()),
+        ("error", pa.string()),  # class of failure, or null
+        ("detail", pa.string()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),  # 32 hex digits, from source and key
@@ -34,9 +52,10 @@ SCHEMA = pa.schema(
         ("tar", pa.string()),
         ("offset", pa.int64()),  # of the picture's bytes in the tar
         ("size", pa.int64()),  # of the picture, bytes
-        ("kind", pa.string()),  # pair | conversation | video | damage
+        ("kind", pa.string()),  # pair | conversation | video | document | text | damage
         ("text", pa.string()),
-        ("conversations", pa.string()),  # JSON: [{"from", "value"}, ...]
+        ("messages", pa.string()),  # JSON: turns [{"from", "value"}, ...], or a document's segments
+        ("pictures", pa.list_(PICTURE)),  # of a document, as its segments name them
         ("format", pa.string()),
         ("width", pa.int32()),  # as stored; `orientation` may turn the picture
         ("height", pa.int32()),
@@ -44,10 +63,7 @@ SCHEMA = pa.schema(
         ("animated", pa.bool_()),
         ("orientation", pa.int8()),
         ("hash", pa.string()),  # xxh3_128 of the picture's bytes
-        (
-            "same",
-            pa.string(),
-        ),  # rows with equal `same` are duplicates: `hash`, with a conversation its text too
+        ("same", pa.string()),  # rows with equal `same` are duplicates: see `_same`
         ("error", pa.string()),  # class of failure, or null
         ("detail", pa.string()),
         *((score, pa.float32()) for score in GIVEN_SCORES),  # as the source's preset names them, or null
@@ -76,6 +92,8 @@ class _Sample:
     key: str
     members: set[str] = field(default_factory=set)
     pictures: int = 0
+    numbered: dict[int, dict[str, Any]] = field(default_factory=dict)  # pictures of a document, as in PICTURE
+    segments: list[dict[str, Any]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
     caption: str | None = None
     json_caption: str | None = None
@@ -97,7 +115,7 @@ def read_facts(
     damages = []
     for item in TarReader(file, limits.max_picture_bytes):
         if isinstance(item, Damage):
-            if not _belongs_to_sample(item, samples):
+            if not _belongs_to_sample(item, samples, preset):
                 damages.append(item)
             continue
         key, extension = split_key(item.name)
@@ -115,31 +133,47 @@ def read_facts(
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def _belongs_to_sample(damage: Damage, samples: dict[str, _Sample]) -> bool:
+def _belongs_to_sample(damage: Damage, samples: dict[str, _Sample], preset: Preset) -> bool:
     """A cut costs the sample that it goes through: that row accounts for it."""
     key, extension = split_key(damage.name)
     if not key or not extension or damage.kind not in ("cut", "no_end"):
         return False
-    if damage.kind == "no_end":
-        sample = samples.get(key)
-        if sample is None or (sample.pictures and _has_text(sample)):
-            return False
+    if damage.kind == "no_end" and (key not in samples or _is_complete(samples[key], preset)):
+        return False
     sample = samples.setdefault(key, _Sample(key))
     sample.errors["tar_cut"] = damage.describe()
     return True
 
 
-def _has_text(sample: _Sample) -> bool:
-    return bool(sample.caption or sample.json_caption or "conversations" in sample.values)
+def _is_complete(sample: _Sample, preset: Preset) -> bool:
+    """Whether nothing that such a sample needs is missing."""
+    kind = _kind(sample, preset)
+    if kind == "document":
+        return bool(sample.segments) and set(numbers(sample.segments)) <= sample.numbered.keys()
+    told = sample.caption or sample.json_caption or "messages" in sample.values
+    return bool(told and (sample.pictures or kind == "text"))
+
+
+def _kind(sample: _Sample, preset: Preset) -> str:
+    """What a sample is: a text only where its source is one of texts, or where a conversation asks of no picture."""
+    turns = sample.values.get("messages")
+    if sample.segments or "bad_document" in sample.errors or (sample.numbered and not sample.pictures):
+        return "document"
+    if not sample.pictures and (preset.kind == "texts" or (turns and "<image>" not in turns)):
+        return "text"
+    return "conversation" if turns else sample.values.get("kind", "pair")
 
 
 def _take(sample: _Sample, member: Member, extension: str, limits: Limits, preset: Preset) -> None:
     """Add what one member says to its sample."""
-    if extension in sample.members:
+    number = picture_number(extension)
+    if extension in sample.members or number in sample.numbered:
         sample.errors.setdefault("duplicate_member", member.name)
         return
     sample.members.add(extension)
-    if extension in EXTENSIONS or extension in VIDEOS:
+    if number is not None:
+        sample.numbered[number] = {"number": number, **_probed(member, limits, video=False)}
+    elif extension in EXTENSIONS or extension in VIDEOS:
         _take_picture(sample, member, limits, extension in VIDEOS)
     elif extension in ("txt", "json"):
         if member.size > limits.max_text_bytes or member.data is None:
@@ -162,20 +196,25 @@ def _take_picture(sample: _Sample, member: Member, limits: Limits, video: bool) 
     if sample.pictures > 1:
         sample.errors.setdefault("several_pictures", member.name)
         return
-    values = sample.values
-    values |= {"offset": member.offset, "size": member.size}
+    found = _probed(member, limits, video)
+    if "error" in found:
+        sample.errors.setdefault(found.pop("error"), found.pop("detail"))
+    elif video:
+        found["kind"] = "video"
+    sample.values |= found
+
+
+def _probed(member: Member, limits: Limits, video: bool) -> dict[str, Any]:
+    """Where a picture or a video lies and what its header says, or the error that it has."""
+    values: dict[str, Any] = {"offset": member.offset, "size": member.size}
     if member.data is None:
-        sample.errors["file_too_large"] = f"{member.size} bytes"
-        return
+        return values | {"error": "file_too_large", "detail": f"{member.size} bytes"}
     values["hash"] = xxhash.xxh3_128_hexdigest(member.data)
     try:
         found = _probe_video(member.data) if video else probe(member.data, limits.max_pixels)
     except ProbeError as error:
-        sample.errors.setdefault(error.error, error.detail)
-        return
-    values |= vars(found)
-    if video:
-        values["kind"] = "video"
+        return values | {"error": error.error, "detail": error.detail}
+    return values | vars(found)
 
 
 def _probe_video(data: bytes) -> Probe:
@@ -215,7 +254,12 @@ def _take_json(sample: _Sample, data: bytes, preset: Preset) -> None:
             )
             return
         plain = [{"from": turn["from"], "value": turn["value"]} for turn in turns]
-        sample.values["conversations"] = json.dumps(plain, ensure_ascii=False)
+        sample.values["messages"] = json.dumps(plain, ensure_ascii=False)
+    elif "texts" in value and "images" in value:
+        try:
+            sample.segments = read_segments(value, sample.key, preset.clean)
+        except ValueError as error:
+            sample.errors["bad_document"] = str(error)
 
 
 def _is_conversation(turns: Any) -> bool:
@@ -228,22 +272,50 @@ def _is_conversation(turns: Any) -> bool:
 
 
 def _row(sample: _Sample, preset: Preset) -> dict[str, Any]:
-    row = dict(sample.values)
-    conversation = "conversations" in row
-    if not sample.pictures:
-        sample.errors.setdefault("missing_image", f"members: {', '.join(sorted(sample.members)) or 'none'}")
-    if sample.caption is not None or conversation:
-        sample.errors.pop("bad_json", None)
-    row["key"] = sample.key
-    row["kind"] = "conversation" if conversation else row.get("kind", "pair")
-    row["text"] = preset.clean(sample.caption or sample.json_caption or "") or None
-    if "hash" in row:
-        text = row["conversations"].encode() if conversation else b""
-        row["same"] = xxhash.xxh3_128_hexdigest(row["hash"].encode() + text) if conversation else row["hash"]
+    kind = _kind(sample, preset)
+    row = {**sample.values, "key": sample.key, "kind": kind}
+    if kind == "document":
+        row |= _document(sample)
+    else:
+        row["text"] = preset.clean(sample.caption or sample.json_caption or "") or None
+        if sample.caption is not None or "messages" in row:
+            sample.errors.pop("bad_json", None)
+        if kind != "text" and not sample.pictures:
+            sample.errors.setdefault("missing_image", f"members: {', '.join(sorted(sample.members)) or 'none'}")
+        elif kind == "text" and not row["text"] and "messages" not in row and not sample.errors:
+            sample.errors["missing_text"] = f"members: {', '.join(sorted(sample.members))}"
+    row["same"] = _same(row)
     if sample.errors:
         first = next((error for error in _PRECEDENCE if error in sample.errors), min(sample.errors))
         row |= {"error": first, "detail": sample.errors[first]}
     return row
+
+
+def _document(sample: _Sample) -> dict[str, Any]:
+    """Segments and pictures of a document. A picture that is not there has an error of its own; one that no segment
+    names is the document's, because then all others may be named wrongly."""
+    if not sample.segments:
+        if not sample.errors:
+            sample.errors["bad_document"] = f"{len(sample.numbered)} pictures, and no JSON with texts and images"
+        return {}
+    named = numbers(sample.segments)
+    unnamed = [f"{sample.key}.{number}" for number in sorted(sample.numbered.keys() - set(named))]
+    if unnamed or sample.pictures:
+        sample.errors["unnamed_picture"] = f"{(unnamed or [sample.key])[0]}, beside the {len(named)} of the JSON"
+    pictures = []
+    for number in named:
+        missing = {"number": number, "error": "missing_picture", "detail": "not in the tar"}
+        pictures.append(sample.numbered.get(number, missing))
+    return {"messages": json.dumps(sample.segments, ensure_ascii=False), "pictures": pictures}
+
+
+def _same(row: dict[str, Any]) -> str | None:
+    """A hash of what makes a row: of pairs the picture, else the pictures and the text."""
+    if row["kind"] in ("pair", "video"):
+        return row.get("hash")
+    pictures = row.get("pictures", [row])
+    told = [*(picture.get("hash") or "" for picture in pictures), row.get("messages") or row.get("text") or ""]
+    return xxhash.xxh3_128_hexdigest("".join(told).encode())
 
 
 def _damage_row(damage: Damage, unit: Unit) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Encoding one unit: pictures or clips to latents of the VAE, in shards with their texts, audited before they count.
 
-A call makes one bucket: of one frame from the pictures, of 17 from the unit's videos. Rows keep the order of the selection, so a unit's files are the same bytes whoever makes them. A picture that
-cannot be decoded, or a row that the captioner failed on, is accounted as failed, and its neighbours go on.
+A call makes one size: of pictures one latent frame a row, of documents one a picture, of texts none; or of the unit's
+videos the frames of a clip. Rows keep the order of the selection, so a unit's files are the same bytes whoever makes
+them. A row with a picture that cannot be decoded, or that the captioner failed on, is accounted as failed, and its
+neighbours go on.
 """
 
 import io
@@ -20,6 +22,7 @@ from pipelines.ledger import LedgerError
 from pipelines.probe import ProbeError
 from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_record
 from pipelines.rows import MediaReader, SelectedUnit, open_picture, read_captions, read_rows
+from pipelines.texts import UNTOLD, Failures, read_texts, with_chosen
 from showo2.shards import ShardSchema, TextRow, write_latents, write_teacher, write_text
 from showo2.shards.format import Bucket
 from showo2.shards.manifest import bucket_name
@@ -27,15 +30,13 @@ from showo2.vae import SPATIAL, WanVAE, center_crop_resize, to_pixels
 
 VERSION = 1  # goes up when the same pictures give other latents
 CROP = "the largest centred square, bicubic, from a JPEG decoded at twice the size or more"
-KINDS = ("pair", "conversation")
+KINDS = ("pair", "conversation", "interleaved", "text")
+TEXT_BUCKET = (0, 0, 0)
 TEACHER_QUALITY = 95
 FIRST_FRAME = 0.02  # most that a clip's first latent frame may differ from its first frame's: rounding of fp16
-UNTOLD = "there is no text to train on"
 _DRAFT = 2
-Failures = dict[str, tuple[str, str]]  # uid -> class, detail
 Facts = dict[str, Any]
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
 
 
 class AuditFailed(ValueError):
@@ -62,7 +63,7 @@ class Options:
 
     @property
     def bucket(self) -> Bucket:
-        """Latent frames, height and width."""
+        """Latent frames, height and width of a picture or a clip."""
         return 1 + (FRAMES - 1) // 4 if self.clips else 1, self.size // SPATIAL, self.width // SPATIAL
 
     @property
@@ -76,13 +77,29 @@ class Options:
         return fingerprint("latents", VERSION, CROP, vae, self.size, self.teacher_size, *clips)
 
     def takes(self, row: Facts) -> bool:
-        """Whether a row of the selection belongs to this bucket."""
+        """Whether a row of the selection is made in this call."""
         return (row["kind"] == "video") == self.clips
+
+    def group(self, row: Facts) -> tuple[str, Bucket]:
+        """Kind and bucket of the shard that a row goes to: a video is a pair of clip and caption, a document's
+        pictures are its frames."""
+        if row["kind"] == "document":
+            return "interleaved", (len(row["pictures"]), *self.bucket[1:])
+        if row["kind"] == "text":
+            return "text", TEXT_BUCKET
+        return "pair" if row["kind"] == "video" else row["kind"], self.bucket
+
+    def folder(self, bucket: Bucket) -> str:
+        """Where the shards of a bucket lie."""
+        return self.family if bucket == self.bucket else f"latents/{bucket_name(bucket)}"
 
 
 @dataclass
 class _Encoded:
-    """Rows of one kind that became latents, in order; `audited`: pictures with their latents."""
+    """Rows of one kind and bucket that became latents, in order; size and crop of a document are its first picture's.
+
+    `audited`: pictures with their latents.
+    """
 
     uids: list[str] = field(default_factory=list)
     latents: list[np.ndarray] = field(default_factory=list)
@@ -95,9 +112,9 @@ class _Encoded:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture, or the frames of a clip, cut and resized."""
+    """A picture, or the frames of a clip, cut and resized, of the row `uid`."""
 
-    row: Facts
+    uid: str
     frames: list[Image.Image]
     size: tuple[int, int]
     box: tuple[int, ...]
@@ -118,16 +135,16 @@ class LatentEncoder:
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Publish the shards and the record of `task`'s unit; only the texts if the latents are current."""
         selected = SelectedUnit(**{**task["selected"], "unit": Unit(**task["selected"]["unit"])})
-        rows: list[Facts] = read_rows(self.data, selected).to_pylist()
+        rows = [with_chosen(row) for row in read_rows(self.data, selected).to_pylist()]
         texts, untold = read_texts(rows, read_captions(self.data, selected))
         rows = [row for row in rows if self.options.takes(row)]
         untold = {row["uid"]: untold[row["uid"]] for row in rows if row["uid"] in untold}
         before = self._current(selected, task["latents"], untold)
-        kept = before or self._encode_unit(selected.unit, rows, texts, untold, task["latents"])
+        kept = before or self._encode_unit(selected, rows, texts, untold, task["latents"])
         files = list(kept["latent_files"])
         shards = []
         for shard in kept["shards"]:
-            entry = self._publish_text(shard, [texts[uid] for uid in self._uids(rows, shard, kept)], task)
+            entry = self._publish_text(selected, shard, [texts[uid] for uid in self._uids(rows, shard, kept)], task)
             files.append(entry)
             shards.append({**shard, "text_path": entry["path"]})
         record = {
@@ -149,11 +166,9 @@ class LatentEncoder:
         before = {uid for uid, (_, detail) in found["failed"].items() if detail == UNTOLD}
         return found if before == untold.keys() else None
 
-    @staticmethod
-    def _uids(rows: list[Facts], shard: Record, kept: Record) -> list[str]:
-        return [
-            row["uid"] for row in rows if _kind(row) == shard["kind"] and row["uid"] not in kept["failed"]
-        ]
+    def _uids(self, rows: list[Facts], shard: Record, kept: Record) -> list[str]:
+        group = shard["kind"], tuple(shard["bucket"])
+        return [row["uid"] for row in rows if self.options.group(row) == group and row["uid"] not in kept["failed"]]
 
     @staticmethod
     def _check(record: Record, selected: SelectedUnit, rows: int) -> None:
@@ -163,7 +178,7 @@ class LatentEncoder:
 
     def _encode_unit(
         self,
-        unit: Unit,
+        selected: SelectedUnit,
         rows: list[Facts],
         texts: dict[str, TextRow],
         untold: Failures,
@@ -174,18 +189,20 @@ class LatentEncoder:
         shards, files = [], []
         audits: list[float] = []
         moments: list[tuple[int, float, float]] = []
-        for kind in KINDS:
-            encoded = self._encode(
-                [row for row in rows if _kind(row) == kind and row["uid"] in texts], failed
-            )
+        groups = {self.options.group(row) for row in rows if row["uid"] in texts}
+        for kind, bucket in sorted(groups, key=lambda group: (KINDS.index(group[0]), group[1])):
+            own = [row for row in rows if row["uid"] in texts and self.options.group(row) == (kind, bucket)]
+            encoded = _without_latents(own) if kind == "text" else self._encode(own, failed)
             if not encoded.uids:
                 continue
-            audits += self._audit(encoded, unit)
+            audits += self._audit(encoded, selected.unit)
             latents = np.stack(encoded.latents)
-            moments.append(
-                (len(latents), float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64)))
-            )
-            shard, entries = self._publish_latents(unit, kind, encoded, latents, print_)
+            if latents.size:
+                moments.append(
+                    (len(latents), float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64)))
+                )
+            schema = self._schema(selected, kind, bucket, print_)
+            shard, entries = self._publish_latents(selected.unit, schema, encoded, latents)
             shards.append(shard)
             files += entries
         audit = {"psnr": audits, "moments": moments}
@@ -200,52 +217,70 @@ class LatentEncoder:
         }
 
     def _encode(self, rows: list[Facts], failed: Failures) -> _Encoded:
-        """Latents of the rows of one kind and one tar; adds those that cannot be used to `failed`."""
+        """Latents of the rows of one kind, bucket and tar; adds those that cannot be used to `failed`."""
         encoded = _Encoded()
-        audited = set(sorted(row["uid"] for row in rows)[: self.options.audit])
+        each = len(rows[0]["pictures"] or [rows[0]])  # pictures a row
+        audited = set(sorted(row["uid"] for row in rows)[: -(-self.options.audit // each)])
+        waiting: list[tuple[_Picture, np.ndarray]] = []
         for pictures in self._batches(rows, failed):
             pixels = _stack([picture.frames for picture in pictures])
             latents = self.vae.encode(pixels).cpu().numpy().astype(np.float16)
-            for picture, latent in zip(pictures, latents, strict=True):
-                uid = picture.row["uid"]
+            waiting += zip(pictures, latents, strict=True)
+            while len(waiting) >= each:
+                row, waiting = waiting[:each], waiting[each:]
+                first, latent = row[0][0], np.concatenate([latent for _, latent in row], 1)
                 if not np.isfinite(latent).all():
-                    failed[uid] = ("latents_not_finite", "the VAE's output leaves the range of fp16")
+                    failed[first.uid] = ("latents_not_finite", "the VAE's output leaves the range of fp16")
                     continue
-                encoded.uids.append(uid)
+                encoded.uids.append(first.uid)
                 encoded.latents.append(latent)
-                encoded.sizes.append(picture.size)
-                encoded.crops.append(picture.box)
-                encoded.times.append(picture.times)
-                encoded.teachers.append(picture.teacher)
-                if uid in audited:
-                    encoded.audited.append((picture.frames, latent))
+                encoded.sizes.append(first.size)
+                encoded.crops.append(first.box)
+                encoded.times.append(first.times)
+                encoded.teachers.append(first.teacher)
+                if first.uid in audited:
+                    encoded.audited += [(picture.frames, latent) for picture, latent in row]
         return encoded
 
     def _batches(self, rows: list[Facts], failed: Failures) -> Iterator[list[_Picture]]:
-        if not rows:
-            return
+        """Pictures in order, a row's side by side; none of a row of which one cannot be decoded."""
         media = MediaReader(rows[0]["tar"])
         batch: list[_Picture] = []
         try:
             for row in rows:
                 try:
-                    data = media.read(row["offset"], row["size"])
-                    batch.append(self._clip(row, data) if self.options.clips else self._picture(row, data))
+                    batch += self._pictures(row, media)
                 except ProbeError as error:
                     failed[row["uid"]] = (error.error, error.detail)
-                if len(batch) == self.options.batch:
-                    yield batch
-                    batch = []
+                while len(batch) >= self.options.batch:
+                    yield batch[: self.options.batch]
+                    batch = batch[self.options.batch :]
         finally:
             media.close()
         if batch:
             yield batch
 
-    def _picture(self, row: Facts, data: bytes) -> _Picture:
-        size, teacher_size = (self.options.size, self.options.width), self.options.teacher_size
+    def _pictures(self, row: Facts, media: MediaReader) -> list[_Picture]:
+        """What of a row is encoded. Raises ProbeError where a picture or the video cannot be decoded."""
+        if row["kind"] != "document":
+            data = media.read(row["offset"], row["size"])
+            if self.options.clips:
+                return [self._clip(row, data)]
+            return [self._picture(row["uid"], row, data, self.options.teacher_size)]
+        pictures = []
+        for place in row["pictures"]:
+            try:
+                data = media.read(place["offset"], place["size"])
+                pictures.append(self._picture(row["uid"], place, data, teacher_size=0))
+            except ProbeError as error:
+                raise ProbeError(error.error, f"picture {place['number']}: {error.detail}") from error
+        return pictures
+
+    def _picture(self, uid: str, facts: Facts, data: bytes, teacher_size: int) -> _Picture:
+        size = (self.options.size, self.options.width)
         image = open_picture(data, side=_DRAFT * max(*size, teacher_size), max_pixels=Limits.max_pixels)
-        whole = (row["width"], row["height"])
-        if row["orientation"] in _TURNED:
+        whole = (facts["width"], facts["height"])
+        if facts["orientation"] in _TURNED:
             whole = whole[::-1]
         crop, box = center_crop_resize(image, size, whole)
         teacher = b""
@@ -254,14 +289,14 @@ class LatentEncoder:
             teacher = _jpeg(
                 crop if same else center_crop_resize(image, (teacher_size, teacher_size), whole)[0]
             )
-        return _Picture(row, [crop], whole, box, teacher)
+        return _Picture(uid, [crop], whole, box, teacher)
 
     def _clip(self, row: Facts, data: bytes) -> _Picture:
         clip = self.clips.read(data, row["uid"], self.options.draw)
         height, width = clip.frames.shape[1:3]
         made = [center_crop_resize(Image.fromarray(frame), (self.options.size, self.options.width))
                 for frame in clip.frames]
-        return _Picture(row, [frame for frame, _ in made], (width, height), made[0][1], times=clip.times)
+        return _Picture(row["uid"], [frame for frame, _ in made], (width, height), made[0][1], times=clip.times)
 
     def _audit(self, encoded: _Encoded, unit: Unit) -> list[float]:
         """PSNR in dB of the audited pictures against their crops.
@@ -291,10 +326,10 @@ class LatentEncoder:
         return [round(value, 2) for value in psnr]
 
     def _publish_latents(
-        self, unit: Unit, kind: str, encoded: _Encoded, latents: np.ndarray, print_: str
+        self, unit: Unit, schema: ShardSchema, encoded: _Encoded, latents: np.ndarray
     ) -> tuple[Record, list[Record]]:
-        schema = self._schema(unit.source, kind, print_)
-        stem = f"{self.options.family}/{fingerprint(unit.id, print_, kind)}"
+        name = fingerprint(unit.id, schema.fingerprints["latents"], schema.kind)
+        stem = f"{self.options.folder(schema.bucket)}/{name}"
         sizes, crops = np.array(encoded.sizes, np.int32), np.array(encoded.crops, np.int32)
         times = np.array(encoded.times, np.float32) if self.options.clips else None
         main = publish(
@@ -303,7 +338,7 @@ class LatentEncoder:
             lambda file: write_latents(file, schema, encoded.uids, latents, sizes, crops, times),
         )
         files, teacher = [main], None
-        if self.options.teacher_size:
+        if any(encoded.teachers):
             files.append(
                 publish(
                     self.data,
@@ -316,7 +351,7 @@ class LatentEncoder:
             "path": main["path"],
             "teacher_path": teacher,
             "source": unit.source,
-            "kind": kind,
+            "kind": schema.kind,
             "bucket": list(schema.bucket),
             "rows": len(latents),
             "bytes": main["bytes"],
@@ -325,48 +360,31 @@ class LatentEncoder:
         }
         return shard, files
 
-    def _publish_text(self, shard: Record, texts: list[TextRow], task: dict[str, Any]) -> Record:
-        schema = self._schema(shard["source"], shard["kind"], task["latents"])
+    def _publish_text(
+        self, selected: SelectedUnit, shard: Record, texts: list[TextRow], task: dict[str, Any]
+    ) -> Record:
+        schema = self._schema(selected, shard["kind"], tuple(shard["bucket"]), task["latents"])
         schema = replace(schema, fingerprints={**schema.fingerprints, "captions": task["captions"]})
         name = fingerprint(shard["path"], task["captions"])
         return publish(
             self.data,
-            f"{self.options.family}/{name}.text.arrow",
+            f"{self.options.folder(schema.bucket)}/{name}.text.arrow",
             lambda file: write_text(file, schema, texts),
         )
 
-    def _schema(self, source: str, kind: str, print_: str) -> ShardSchema:
+    def _schema(self, selected: SelectedUnit, kind: str, bucket: Bucket, print_: str) -> ShardSchema:
+        source = selected.unit.source
+        if kind == "text":  # the same whatever the VAE and the size: several sizes share these files
+            return ShardSchema(source, kind, bucket, "", (), (), "", {"latents": selected.hash})
         mean, std = (tuple(v.tolist()) for v in (self.vae.latent_mean, self.vae.latent_std))
-        return ShardSchema(
-            source, kind, self.options.bucket, self.vae.weights_hash, mean, std, CROP, {"latents": print_}
-        )
+        return ShardSchema(source, kind, bucket, self.vae.weights_hash, mean, std, CROP, {"latents": print_})
 
 
-def read_texts(rows: list[Facts], captions: Any) -> tuple[dict[str, TextRow], Failures]:
-    """The text of each row by uid, and the rows that have none.
-
-    `captions`: the table of `read_captions`; None where jobs.recaption did not run: the sources' own texts.
-    """
-    texts: dict[str, TextRow] = {}
-    untold: Failures = {}
-    made = captions.to_pylist() if captions is not None else [None] * len(rows)
-    for row, caption in zip(rows, made, strict=True):
-        uid = row["uid"]
-        text = row["text"] if caption is None else caption["text"]
-        if row["kind"] == "conversation":
-            texts[uid] = TextRow(uid, messages=row["conversations"])
-        elif text:
-            told = caption or {"captioner": None, "prompt_id": None}
-            texts[uid] = TextRow(uid, text, "", told["captioner"] or "", told["prompt_id"] or "")
-        else:
-            reason = (caption or {}).get("finish_reason") or ""
-            untold[uid] = (reason.removeprefix("failed:") or "no_text", UNTOLD)
-    return texts, untold
-
-
-def _kind(row: Facts) -> str:
-    """The kind of the shard that a row goes to: a video and its caption are a pair in a bucket of clips."""
-    return "pair" if row["kind"] == "video" else row["kind"]
+def _without_latents(rows: list[Facts]) -> _Encoded:
+    """Texts."""
+    nothing = np.zeros((0, *TEXT_BUCKET), np.float16)
+    count = len(rows)
+    return _Encoded([row["uid"] for row in rows], [nothing] * count, [(0, 0)] * count, [(0, 0, 0, 0)] * count)
 
 
 def _stack(clips: list[list[Image.Image]]) -> torch.Tensor:

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.documents import describe_losses
 from pipelines.facts import uid_of
-from pipelines.rules import Rules, reasons
+from pipelines.rules import Rules, picture_reasons, reasons
 
 SCHEMA = pa.schema(
     [
@@ -41,6 +42,7 @@ def settle(rows: pa.Table, rules: Rules, losers: dict[int, tuple[str, str | None
     have its key's uid, so it is accounted under one of its own.
     """
     dropped = reasons(rows, rules).to_pylist()
+    losses = [describe_losses(pictures) for pictures in picture_reasons(rows, rules)]
     errors, details = rows["error"].to_pylist(), rows["detail"].to_pylist()
     uids = rows["uid"].to_pylist()
     columns: dict[str, list[Any]] = {name: [] for name in ("outcome", "reason", "duplicate_of", "detail")}
@@ -54,13 +56,13 @@ def settle(rows: pa.Table, rules: Rules, losers: dict[int, tuple[str, str | None
         elif error is not None:
             values = ("failed", error, None, detail)
         elif reason is not None:
-            values = ("dropped", reason, None, None)
+            values = ("dropped", reason, None, losses[row])
         elif why in (SAME, NEAR):
             values = ("duplicate", None, stays, None if why == SAME else "a near copy")
         elif why is not None:
             values = ("dropped", why, None, f"as {stays}")
         else:
-            values = ("kept", None, None, None)
+            values = ("kept", None, None, losses[row])
         for column, value in zip(columns.values(), values, strict=True):
             column.append(value)
     given = {name: rows[name] for name in ("source", "unit", "row", "key", "tar")}

@@ -12,9 +12,10 @@ from pipelines.measures import plain_text
 @dataclass(frozen=True)
 class Preset:
     """`captions`: JSON fields, of which the first that holds a text is the caption where there is no .txt.
-    `scores`: ours -> the JSON field. `licence`: what the publisher says, to be read before use."""
+    `scores`: ours -> the JSON field. `licence`: what the publisher says, to be read before use. `kind`: what it holds;
+    only in a source of texts is a sample without a picture a text, elsewhere it has lost its picture."""
 
-    kind: str  # pairs | conversations | videos | documents
+    kind: str  # pairs | conversations | videos | documents | texts
     licence: str
     captions: tuple[str, ...] = ("caption",)
     scores: dict[str, str] = field(default_factory=dict)
@@ -47,6 +48,7 @@ PRESETS = {
     "llava": Preset("conversations", "CC-BY-4.0 and OpenAI's terms of use"),
     "openvid": Preset("videos", "CC-BY-4.0; videos as their sites say", ("caption",), {"aesthetic": "aesthetic score"}),
     "panda": Preset("videos", "research only; videos belong to YouTube's authors", ("caption",), {"similarity": "matching_score"}),
-    "omnicorpus": Preset("documents", f"CC-BY-4.0; {_BY_LINK}", ("texts",)),
-    "vist": Preset("documents", "research only; pictures are Flickr's", ("text",)),
+    "omnicorpus": Preset("documents", f"CC-BY-4.0; {_BY_LINK}"),
+    "vist": Preset("documents", "research only; pictures are Flickr's"),
+    "text": Preset("texts", "that of the source", ("text",)),
 }  # fmt: skip

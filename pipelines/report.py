@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT_SHOWN, OTHERS_SHOWN = 24, 8  # thumbnails of an account
 THUMBNAIL = 112  # pixels, the longer side
+_TEXT_SHOWN = 200  # characters
 _FIELDS = ("source", "key", "tar", "offset", "size", "width", "height", "text", "error")
 
 
@@ -39,7 +40,8 @@ class Samples:
         for uid, row in sorted(zip(account["uid"].to_pylist(), range(len(account)), strict=True)):
             chosen = samples.entries.setdefault(names[row], [])
             if len(chosen) < _shown(names[row]):
-                entry = {name: facts[name][row].as_py() for name in _FIELDS}
+                entry = {name: facts[name][row].as_py() for name in _FIELDS} | _of_document(facts, row)
+                entry["text"] = entry["text"] and entry["text"][:_TEXT_SHOWN]
                 extra = {name: account[name][row].as_py() for name in ("detail", "duplicate_of")}
                 chosen.append({"uid": uid, **entry, **extra})
         return samples
@@ -49,6 +51,14 @@ class Samples:
         for name, more in entries.items():
             together = sorted(self.entries.get(name, []) + more, key=lambda entry: entry["uid"])
             self.entries[name] = together[: _shown(name)]
+
+
+def _of_document(facts: pa.Table, row: int) -> dict[str, Any]:
+    """What stands for a document: its first picture that can be used, and its texts."""
+    segments = json.loads(facts["messages"][row].as_py() or "[]") if facts["kind"][row].as_py() == "document" else []
+    shown: dict[str, Any] = {"text": " ".join(part["text"] for part in segments if "text" in part)} if segments else {}
+    usable = [picture for picture in facts["pictures"][row].as_py() or [] if picture["error"] is None]
+    return shown | {name: usable[0][name] for name in ("offset", "size", "width", "height") if usable}
 
 
 def _shown(account: str) -> int:
@@ -103,6 +113,7 @@ def write_report(
         "seconds": report.seconds,
         "shorter_side": report.sizes,
         "sweep": report.sweep,
+        "pictures_of_documents": report.pictures,
         "damages": report.damages,
     }
     publish_json(root, "report.json", summary)

@@ -64,9 +64,13 @@ def read_table(root: str, relpath: str, columns: list[str] | None = None) -> pa.
 
 
 def read_rows(root: str, selected: SelectedUnit) -> pa.Table:
-    """The facts (facts.SCHEMA) of a unit's kept rows, in the order of the selection."""
+    """The facts (facts.SCHEMA) of a unit's kept rows, in the order of the selection.
+
+    A column more, `chosen`, says of a document's pictures why each is left out, as the selection has it.
+    """
     facts = read_table(root, selected.facts)
-    return facts.take(read_table(root, selected.selection, ["row"])["row"])
+    selection = read_table(root, selected.selection, ["row", "pictures"])
+    return facts.take(selection["row"]).append_column("chosen", selection["pictures"])
 
 
 def read_captions(root: str, selected: SelectedUnit) -> pa.Table | None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.documents import TOO_MANY, Reasons
 from pipelines.sources import InputError
 
 
@@ -50,6 +51,10 @@ class Rules:
     """Probability, of the source or of --score nsfw."""
     min_similarity: float | None = None
     """Cosine of picture and caption, of the source or of --score similarity=MODEL."""
+    min_pictures: int = 1
+    """Pictures that a document must have left; its others are left out by the rules that look at headers."""
+    max_pictures: int = 8
+    """Most pictures of a document: a longer one ends before its next."""
 
 
 JUNK = (
@@ -157,12 +162,24 @@ def dissimilar(rows: pa.Table, rules: Rules) -> pa.Array:
     return _scored(rows, "similarity", _below, rules.min_similarity)
 
 
-# In this order: a row is dropped for the first that applies.
-RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
-    missing_caption, too_small, animated, extreme_aspect, too_heavy, unwanted_format, caption_length, junk_caption,
-    language, uniform, blurred, little_text, much_text, aesthetic, watermark, nsfw, dissimilar,
+def too_few_pictures(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Documents that have fewer than `min_pictures` left."""
+    if rows["pictures"].null_count == len(rows):
+        return _none(rows["kind"])
+    left = [sum(why is None for why in reasons.values()) for reasons in picture_reasons(rows, rules)]
+    return pc.and_(pc.equal(rows["kind"], "document"), pc.less(pa.array(left, pa.int32()), rules.min_pictures))
+
+
+# In this order: a row is dropped for the first that applies, and a picture of a document is left out for it.
+PICTURE_RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
+    too_small, animated, extreme_aspect, too_heavy, unwanted_format,
 )  # fmt: skip
-FACTS = ("kind", "text", "width", "height", "animated", "size", "format")  # what rules look at besides scores
+RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
+    missing_caption, *PICTURE_RULES, caption_length, junk_caption, language, uniform, blurred, little_text, much_text,
+    aesthetic, watermark, nsfw, dissimilar, too_few_pictures,
+)  # fmt: skip
+# What rules look at besides scores.
+FACTS = ("kind", "text", "width", "height", "animated", "size", "format", "pictures")
 # Score -> the thresholds on it.
 SCORES = {
     "language": ("languages",),
@@ -185,8 +202,33 @@ def scores_needed(rules: Rules) -> list[str]:
 
 def reasons(rows: pa.Table, rules: Rules) -> pa.Array:
     """For each row of facts and scores the name of the first rule that drops it, or null."""
+    return _first(RULES, rows, rules)
+
+
+def picture_reasons(rows: pa.Table, rules: Rules) -> list[Reasons]:
+    """For each row, of a document's pictures in order, why each is left out; nothing for other rows.
+
+    A picture with an error is left out for that, and of those that the rules keep all behind the first `max_pictures`.
+    """
+    pictures = rows["pictures"].combine_chunks()
+    result: list[Reasons] = [{} for _ in range(len(rows))]
+    if pictures.null_count == len(rows):
+        return result
+    flat = pa.Table.from_struct_array(pc.list_flatten(pictures))
+    why = pc.coalesce(flat["error"], _first(PICTURE_RULES, flat, rules))
+    places = (pc.list_parent_indices(pictures), flat["number"], why)
+    for row, number, reason in zip(*(values.to_pylist() for values in places), strict=True):
+        full = reason is None and sum(w is None for w in result[row].values()) == rules.max_pictures
+        result[row][number] = TOO_MANY if full else reason
+    return result
+
+
+def _first(
+    some: Iterable[Callable[[pa.Table, Rules], pa.Array]], rows: pa.Table, rules: Rules
+) -> pa.Array:
+    """The name of the first of these rules that applies, row by row, or null."""
     result = pa.nulls(len(rows), pa.string())
-    for rule in reversed(RULES):
+    for rule in reversed([*some]):
         victims = pc.fill_null(rule(rows, rules), False)
         result = pc.if_else(victims, rule.__name__, result)
     return result.combine_chunks() if isinstance(result, pa.ChunkedArray) else result

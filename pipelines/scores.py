@@ -201,7 +201,7 @@ class UnitScorer:
         unit = Unit(**task["unit"])
         columns = ["uid", "kind", "text", "offset", "size", "error"]
         rows = read_table(task["out"], task["facts"]["path"], columns).to_pylist()
-        good = [row for row in rows if row["error"] is None]
+        good = measurable(self.scorer, rows)
         scores = {row["uid"]: score for row, score in zip(good, self.measure(unit.path, good), strict=True)}
         empty: Row = {}
         schema = pa.schema([("uid", pa.string()), *self.scorer.schema])
@@ -222,6 +222,12 @@ class UnitScorer:
         return {"rows": len(table)}
 
 
+def measurable(scorer: Scorer, rows: list[Row]) -> list[Row]:
+    """The rows that a scorer can look at: usable, with a text of their own, or with one picture."""
+    kinds = ("pair", "text") if scorer.name == "text" else ("pair", "conversation")
+    return [row for row in rows if row["error"] is None and row["kind"] in kinds]
+
+
 def load_measure(scorer: Scorer) -> Measure:
     """The function that makes a scorer's scores, with its model loaded."""
     if scorer.name == "text":
@@ -234,11 +240,15 @@ def load_measure(scorer: Scorer) -> Measure:
 
 
 def measure_texts(tar: str, rows: list[Row]) -> list[Row]:
-    """Language and simhash of each pair's caption."""
+    """Language of each caption or text, and simhash of captions."""
     from py3langid.langid import classify
 
-    texts = [row["text"] if row["kind"] == "pair" else None for row in rows]
-    return [{"language": classify(t)[0], "caption_hash": measures.text_hash(t)} if t else {} for t in texts]
+    scores: list[Row] = []
+    for row in rows:
+        text, pair = row["text"], row["kind"] == "pair"
+        hashed = {"caption_hash": measures.text_hash(text)} if text and pair else {}
+        scores.append({"language": classify(text)[0], **hashed} if text else {})
+    return scores
 
 
 def measure_pixels(tar: str, rows: list[Row]) -> list[Row]:

@@ -1,5 +1,6 @@
 """Selections: lists of rows made from stored facts and scores. `base` has the run's ledger; others are parts of it."""
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +14,15 @@ from pipelines.progress import StageProgress
 from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_json, publish_record
 from pipelines.report import Samples
 from pipelines.rows import SelectedUnit, dataset_manifest, load_selection, read_table
-from pipelines.rules import SCORES, Rules, scores_needed
+from pipelines.rules import SCORES, Rules, picture_reasons, scores_needed
 from pipelines.run import run_tasks
 from pipelines.scores import UnitFiles, score_files
 from pipelines.sources import InputError
 
-VERSION = 2  # goes up when the same facts and scores give another selection
+VERSION = 3  # goes up when the same facts and scores give another selection
 BASE = "base"
+# What stands beside uid, unit and row: of a document's pictures, in order, why each is left out, or null.
+PICTURES = pa.list_(pa.struct([("number", pa.int32()), ("reason", pa.string())]))
 
 
 def base_selection(
@@ -139,7 +142,10 @@ def _publish(
 ) -> dict[str, Any]:
     unit, out = Unit(**task["unit"]), task["files"]["out"]
     keep = pc.equal(account["outcome"], "kept")
+    pictures = picture_reasons(rows.filter(keep), _rules(task))
+    lists = [[{"number": n, "reason": why} for n, why in own.items()] or None for own in pictures]
     kept = account.filter(keep).select(["uid", "unit", "row"])
+    kept = kept.append_column("pictures", pa.array(lists, PICTURES))
     file = fingerprint(unit.id, task["print"])
     book = "ledger" if name == BASE else f"selections/{name}/ledger"
     record = {
@@ -151,6 +157,7 @@ def _publish(
         ],
         "rows": len(kept),
         "counts": ledger.count(account),
+        "pictures": dict(sorted(Counter(why or "stays" for own in pictures for why in own.values()).items())),
         "histograms": sweep.histograms(rows.filter(keep)),
         **more,
     }

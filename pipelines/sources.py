@@ -51,7 +51,7 @@ WHOLE = Part()
 def parse_sources(specs: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
     """{name: (preset, [path, ...])} of `NAME=PATH` and `NAME:PRESET=PATH`; the same name may come several times.
 
-    Raises InputError for an argument of another form, and for a preset that this job cannot read.
+    Raises InputError for an argument of another form, and for an unknown preset.
     """
     sources: dict[str, tuple[str, list[str]]] = {}
     for spec in specs:
@@ -60,7 +60,8 @@ def parse_sources(specs: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
         if not equals or not path or not _NAME.fullmatch(name):
             raise InputError(f"source {spec!r} is not of the form NAME=PATH, for example web=DIR/web/*.tar")
         preset = preset if colon else DEFAULT
-        _check_preset(name, preset)
+        if preset not in PRESETS:
+            raise InputError(f"source {name}: no preset {preset!r}; known: {', '.join(sorted(PRESETS))}")
         known, paths = sources.setdefault(name, (preset, []))
         if known != preset:
             raise InputError(f"source {name} has two presets, {known} and {preset}; give each a name of its own")
@@ -68,14 +69,6 @@ def parse_sources(specs: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
     if not sources:
         raise InputError("no source given: add --source NAME=PATH, for example --source web=DIR/web/*.tar")
     return sources
-
-
-def _check_preset(source: str, preset: str) -> None:
-    if preset not in PRESETS:
-        raise InputError(f"source {source}: no preset {preset!r}; known: {', '.join(sorted(PRESETS))}")
-    kind = PRESETS[preset].kind
-    if kind not in ("pairs", "conversations"):
-        raise InputError(f"source {source}: {preset} holds {kind}; tars of pairs and conversations are read here")
 
 
 def plan(specs: Sequence[str], part: Part = WHOLE) -> list[InputShard]:

@@ -30,11 +30,19 @@ def why(out: str, uid: str) -> list[str]:
         lines.append(f"  bytes {row['offset']:,} to {row['offset'] + row['size']:,}, xxh3 {row['hash']}")
     if row["width"] is not None:
         lines.append(f"  {row['format']} {row['width']} x {row['height']}, {row['mode']}")
-    lines.append(f"  text: {row['text']!r}" if row["kind"] == "pair" else f"  {row['kind']}")
+    lines.append(f"  text: {row['text']!r}" if row["kind"] in ("pair", "text") else f"  {row['kind']}")
+    lines += [f"  {_picture(picture)}" for picture in row["pictures"] or []]
     scores = [f"{name} {row[name]}" for name in rules.SCORES if row.get(name) is not None]
     lines += [f"  scores: {', '.join(scores)}"] if scores else []
     lines += [f"account: {_ended(account)}", *_copies(out, account["uid"]), *_chosen(out, account)]
     return [*lines, *_captioned(out, account), *_encoded(out, account)]
+
+
+def _picture(picture: dict[str, Any]) -> str:
+    """A picture of a document."""
+    if picture["error"] is not None:
+        return f"picture {picture['number']}: {picture['error']} ({picture['detail']})"
+    return "picture {number}: {format} {width} x {height}, {mode}".format(**picture)
 
 
 def _account(out: str, uid: str) -> dict[str, Any]:

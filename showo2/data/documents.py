@@ -84,7 +84,7 @@ def clean_history(pictures: int, draws: Draws) -> int:
 
 
 def _fitting_segments(tokenizer: Tokenizer, row: Row, draws: Draws, context: int) -> Document | None:
-    """As many leading segments as fit."""
+    """As many leading segments as fit; of a text that fills the context by itself, its beginning."""
     clean = clean_history(row.latents.shape[1], draws)
     segments: list[list[int] | Media] = []
     for segment in row.text.conversation():
@@ -95,6 +95,8 @@ def _fitting_segments(tokenizer: Tokenizer, row: Row, draws: Draws, context: int
             latents = row.latents[:, i:i + 1].float()
             segments.append(Media(latents) if i < clean else
                             Media(latents, draws.times[i], draws.noise[:, i:i + 1], target=True))
+    if segments and not isinstance(segments[0], Media):
+        segments[0] = segments[0][:context - length(interleaved(tokenizer.special, []))]
     while segments and length(interleaved(tokenizer.special, segments)) > context:
         segments.pop()
     return interleaved(tokenizer.special, segments) if segments else None

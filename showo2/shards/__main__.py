@@ -40,7 +40,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Show:
-    """Decode some rows to PNG or MP4 and print their texts.
+    """Decode some rows to PNG or MP4 and print their texts; rows of text alone are only printed.
 
     rows: numbers within the shard (within the first shard of a dataset). vae: the VAE that made the latents.
     """
@@ -106,6 +106,11 @@ def show(options: Show) -> None:
     from showo2.vae import WanVAE, to_image
 
     reader = readers(options.path)[0]
+    if reader.schema.kind == "text":
+        for i in options.rows:
+            text = reader.text(i)
+            _console.print(f"{text.uid}  {text.text or text.messages}")
+        return
     vae = WanVAE.from_pretrained(options.vae)
     if vae.weights_hash != reader.schema.vae:
         raise ShardError(f"{reader.path} was encoded by another VAE than {options.vae}; name it with --vae")

@@ -1,5 +1,6 @@
 """Documents are what the task says, fit the context, and every draw is a function of the sample alone."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -122,6 +123,15 @@ def test_long_documents_lose_their_last_segments():
     whole, cut = told(4, 0), told(4, 0, context=64)
     assert said(whole) == "part 0part 1part 2part 3" and length(cut) <= 64
     assert said(cut) == "part 0part 1part 2" and sum(isinstance(part, Media) for part in cut) == 2
+
+
+def test_a_first_text_that_is_too_long_is_cut():
+    of = story(1)
+    messages = json.dumps([{"text": "long " * 100}, {"image": 0}])
+    of = dataclasses.replace(of, text=dataclasses.replace(of.text, messages=messages))
+    [draws] = draw(0, [("s", 0)], [tuple(of.latents.shape)], [1])
+    document = build("tell", of, draws, TOKENIZER, 64, "plain", 0.1)
+    assert length(document) == 64 and said(document) == ("long " * 100)[:62]
 
 
 def test_text_alone_is_read():

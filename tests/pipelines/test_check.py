@@ -33,6 +33,12 @@ def test_good_data_of_every_kind_passes(tmp_path, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_source_is_read_as_its_preset_says(tmp_path, capsys):
+    write_tar(tmp_path / "0.tar", [("a.mp4", CARPHONE.read_bytes()), ("a.json", b'{"caption": "a man", "aesthetic score": 5}')])
+    assert _check.main(["--check", f"videos:openvid={tmp_path}"]) == 0
+    assert "1 videos; 0 bad" in capsys.readouterr().out
+
+
 def test_only_the_first_are_named_but_all_are_counted(tmp_path, capsys):
     write_tar(tmp_path / "0.tar", [(f"{i}.txt", b"alone") for i in range(9)])
     write_tar(tmp_path / "1.tar", [("p.json", json.dumps({"conversations": [{"from": "me"}]}).encode()),

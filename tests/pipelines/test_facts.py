@@ -68,7 +68,7 @@ def test_conversations_of_one_picture_are_no_duplicates_of_each_other():
     ]
     rows = facts(members)
     assert [row["kind"] for row in rows] == ["conversation"] * 3
-    assert json.loads(rows[0]["conversations"]) == TURNS
+    assert json.loads(rows[0]["messages"]) == TURNS
     assert rows[0]["same"] == rows[1]["same"] != rows[2]["same"] != rows[0]["hash"]
 
 

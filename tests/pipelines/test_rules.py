@@ -6,15 +6,17 @@ import pyarrow as pa
 import pytest
 
 from pipelines.facts import SCHEMA
-from pipelines.rules import FACTS, RULES, SCORES, Rules, load_rules, reasons, scores_needed
+from pipelines.rules import FACTS, RULES, SCORES, Rules, load_rules, picture_reasons, reasons, scores_needed
 from pipelines.sources import InputError
 from pipelines.sweep import EDGES, histograms, kept_by_cut, merge
 
 GOOD = {
     "kind": "pair", "text": "an old bridge over a river", "width": 800, "height": 600, "animated": False, "size": 90_000,
     "format": "jpeg", "language": "en", "contrast": 40.0, "sharpness": 300.0, "text_density": 0.05, "aesthetic": 5.5,
-    "watermark": 0.1, "nsfw": 0.02, "similarity": 0.3,
+    "watermark": 0.1, "nsfw": 0.02, "similarity": 0.3, "pictures": None,
 }  # fmt: skip
+# What a row of several pictures has none of.
+DOCUMENT = {"kind": "document", **dict.fromkeys(("text", "width", "height", "animated", "size", "format"))}
 ALL = Rules(
     max_aspect=2.0, max_bytes=10**6, formats=("jpeg", "png"), min_words=2, max_words=50, drop_junk_captions=True,
     languages=("en",), min_contrast=6.0, min_sharpness=20.0, min_text_density=0.01, max_text_density=0.3,
@@ -49,7 +51,14 @@ VICTIMS = {
     "watermark": {"watermark": 0.9},
     "nsfw": {"nsfw": 0.5},
     "dissimilar": {"similarity": 0.1},
+    "too_few_pictures": {**DOCUMENT, "pictures": [{"number": 0, "error": "truncated"}]},
 }
+
+
+def pictures(*changes: dict) -> list[dict]:
+    """Good pictures of a document, changed as told."""
+    good = {"width": 800, "height": 600, "animated": False, "size": 90_000, "format": "jpeg"}
+    return [{"number": number, **good, **change} for number, change in enumerate(changes)]
 
 
 def test_every_rule_has_a_victim_and_drops_only_that():
@@ -59,13 +68,23 @@ def test_every_rule_has_a_victim_and_drops_only_that():
 
 def test_the_defaults_are_the_recipes():
     dropped = reasons(table({}, *VICTIMS.values()), Rules()).to_pylist()
-    assert {reason for reason in dropped if reason} == {"missing_caption", "too_small", "animated"}
+    assert {reason for reason in dropped if reason} == {"missing_caption", "too_small", "animated", "too_few_pictures"}
     assert scores_needed(Rules()) == [] and set(scores_needed(ALL)) == set(SCORES)
 
 
 def test_without_a_score_nobody_is_dropped():
     assert reasons(table(dict.fromkeys(SCORES)), ALL).to_pylist() == [None]
     assert reasons(table({}).select(FACTS), Rules()).to_pylist() == [None]
+
+
+def test_a_document_loses_its_bad_pictures_and_goes_with_too_few():
+    mixed = {**DOCUMENT, "pictures": pictures({}, {"height": 511}, {"error": "truncated", "width": None}, {})}
+    short = {**DOCUMENT, "pictures": pictures({}, {"animated": True})}
+    rows = table({}, mixed, short)
+    assert picture_reasons(rows, Rules()) == [
+        {}, {0: None, 1: "too_small", 2: "truncated", 3: None}, {0: None, 1: "animated"}]
+    assert reasons(rows, Rules(min_pictures=2)).to_pylist() == [None, None, "too_few_pictures"]
+    assert picture_reasons(rows.slice(1, 1), Rules(max_pictures=1))[0][3] == "too_many_pictures"
 
 
 @pytest.mark.parametrize(
