@@ -75,14 +75,6 @@ def join(device: torch.device | str = "cpu") -> Workers:
     return Workers(dist.get_rank(), world, device, main, dist.new_group(backend="gloo"))
 
 
-def has_bf16() -> bool:
-    """Whether matrix products in bf16 run on hardware of their own; elsewhere they are slower than in fp32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def blocks(model: Showo2) -> list[nn.Module]:
     """The transformer blocks of the model, from input to output."""
     return [*model.semantic.layers, *model.language_model.model.layers, *model.flow_head.blocks]

@@ -20,6 +20,7 @@ from torch import Tensor
 from showo2.data.loader import Batch, Loader, Stream, read_blocklist
 from showo2.data.mixture import Cursor
 from showo2.data.order import make_key
+from showo2.hardware import has_bf16
 from showo2.train import start
 from showo2.train.checkpoint import Checkpoints, State
 from showo2.train.cost import Flops, flops, peak
@@ -28,7 +29,7 @@ from showo2.train.guard import SpikeWatch, read_skips
 from showo2.train.losses import Distillation, Objective, Unified
 from showo2.train.meters import Meters
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
-from showo2.train.parallel import Workers, blocks, has_bf16, parallelize, replicas, set_gradient_sync
+from showo2.train.parallel import Workers, blocks, parallelize, replicas, set_gradient_sync
 from showo2.train.recipe import Recipe
 from showo2.train.stopwatch import Stopwatch, pace
 from showo2.train.watchdog import STACKS, Watchdog

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from showo2.hardware import has_bf16
 from showo2.tiny.render import render
 from showo2.tiny.world import MIX, Scene, draw_scene
-from showo2.train.parallel import has_bf16
 
 SIZE = 64  # pixels a side that every part works at
 
