@@ -12,13 +12,15 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
 from jobs._console import progress, told_plainly
+from jobs._sheet import sheet
 from pipelines.publish import (
     collect_leftovers,
     done,
@@ -30,9 +32,6 @@ from pipelines.publish import (
     read_bytes,
     records,
 )
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 FAMILY = "pictures"
 
@@ -59,6 +58,8 @@ class Generate:
     """pictures drawn together"""
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
+    sheet: bool = False
+    """also write sheet.png: all pictures with their prompts"""
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,25 @@ def generate(config: Generate) -> dict[str, Any]:
         ],
     }
     publish_json(config.out, "manifest.json", manifest)
+    if config.sheet:
+        drawn = [Image.open(io.BytesIO(read_bytes(config.out, file["path"]))) for file in manifest["files"]]
+        publish(config.out, "sheet.png", _png(sheet(drawn, prompts)))
     return manifest
 
 
-def _publish(config: Generate, batch: Batch, images: list[Image]) -> None:
+def _png(image: Image.Image, about: PngInfo | None = None) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
+
+
+def _publish(config: Generate, batch: Batch, images: list[Image.Image]) -> None:
     files = []
     for name, prompt, image in zip(batch.names, batch.prompts, images, strict=True):
         about = PngInfo()
         about.add_itxt("prompt", prompt)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", pnginfo=about)
-        files.append({**publish(config.out, name, buffer.getvalue()), "sha256": _sha256(buffer.getvalue())})
+        data = _png(image, about)
+        files.append({**publish(config.out, name, data), "sha256": _sha256(data)})
     publish_record(
         config.out, FAMILY, batch.id, {"fingerprint": batch.id, "rows": len(images), "files": files}
     )

@@ -60,6 +60,13 @@ def test_pictures_and_manifest(request_):
     assert json.loads((Path(request_.out) / "config.json").read_text())["points"] == 3
 
 
+def test_a_sheet_shows_all_pictures(request_):
+    manifest = generate(Generate(**{**vars(request_), "sheet": True}))
+    assert "sheet.png" not in [file["path"] for file in manifest["files"]]
+    with Image.open(Path(request_.out) / "sheet.png") as image:
+        assert image.size[0] > 5 * 128
+
+
 def test_a_stopped_run_goes_on_and_gives_the_same(request_, monkeypatch, tmp_path):
     whole = generate(request_)
     other = Generate(**{**vars(request_), "out": str(tmp_path / "other")})

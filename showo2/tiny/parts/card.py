@@ -34,6 +34,11 @@ Show-o2's special ones among them; trained on captions, paraphrases and question
         """`transformers.LlavaForConditionalGeneration`: SigLIP's vision tower and the language model, trained together;
 it follows the three prompts of `showo2.tiny.world.CAPTION_PROMPTS`.""",
     ),
+    "reference": (
+        "Show-o2",
+        """A trained Show-o2 of 2.4 M parameters, the default of `jobs.generate` and `jobs.evaluate`: what the demo makes,
+trained longer. Judged by `jobs.evaluate` on held-out prompts and questions (docs/evaluation.md), guidance 4, 20 points.""",
+    ),
 }
 # What a measured number means, and the least that is asked of it.
 _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
@@ -53,6 +58,18 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
     ("captioner", "full_exact"): ("captions right in everything: full", None),
     ("captioner", "colours_exact"): ("the same: objects and colours", None),
     ("captioner", "shapes_exact"): ("the same: shapes", None),
+    ("reference", "pictures"): ("pictures that show what was asked, mean of the categories", 0.95),
+    ("reference", "single_object"): ("one object at a place", None),
+    ("reference", "colors"): ("one object in a colour", None),
+    ("reference", "counting"): ("two to four equal objects", None),
+    ("reference", "position"): ("two objects in a relation", None),
+    ("reference", "color_attribution"): ("two objects, each in its colour", None),
+    ("reference", "two_objects"): ("two kinds of objects, numbers told", None),
+    ("reference", "questions"): ("questions answered exactly, mean of the kinds", 0.95),
+    ("reference", "colour"): ("what colour", None),
+    ("reference", "shape"): ("what shape", None),
+    ("reference", "place"): ("where", None),
+    ("reference", "count"): ("how many", None),
 }
 
 
