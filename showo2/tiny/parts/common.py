@@ -127,4 +127,6 @@ def halve(folder: Path) -> None:
     values = json.loads(config.read_text())
     if "dtype" in values:
         values["dtype"] = "float32"
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    for part in [values, *(value for value in values.values() if isinstance(value, dict))]:
+        part.pop("_name_or_path", None)  # where a part lay when this one was trained
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
