@@ -152,7 +152,8 @@ def generate(config: Generate) -> dict[str, Any]:
     }
     publish_json(config.out, "manifest.json", manifest)
     if config.sheet:
-        drawn = [Image.open(io.BytesIO(read_bytes(config.out, file["path"]))) for file in manifest["files"]]
+        names = [name for batch in batches for name in batch.names]
+        drawn = [Image.open(io.BytesIO(read_bytes(config.out, name))) for name in names]
         publish(config.out, "sheet.png", _png(sheet(drawn, prompts)))
     return manifest
 
