@@ -22,7 +22,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COUNTS = ("one", "two", "three", "four")
 # How often a text of the world is of each style: what says most teaches most (docs/log.md).
-STYLES = {"full": 3, "colours": 2, "shapes": 1}
+STYLES = {"full": 3, "colours": 3, "shapes": 2}
 # What a captioner is asked for each style.
 CAPTION_PROMPTS = {
     "full": "Describe the picture in full.",
