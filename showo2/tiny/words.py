@@ -17,12 +17,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 BACKGROUND = (235, 235, 235)
 SHAPES = ("circle", "square", "triangle")
+# The colour of a shape that nobody needs to be told.
+USUAL = {"circle": "orange", "square": "blue", "triangle": "green"}
 PLACES = ("left", "right", "top", "bottom", "centre")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COUNTS = ("one", "two", "three", "four")
-# How often a text of the world is of each style: what says most teaches most (docs/log.md).
-STYLES = {"full": 3, "colours": 3, "shapes": 2}
+# How often a text of the world is of each style.
+STYLES = {"full": 1, "colours": 1, "shapes": 1}
 # What a captioner is asked for each style.
 CAPTION_PROMPTS = {
     "full": "Describe the picture in full.",

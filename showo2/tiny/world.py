@@ -5,9 +5,10 @@ its arguments. A quarter of the prompts of every category is held out: no traini
 quarter of the scenes, told apart by their full captions, is held out too: `draw_scene` draws them only when asked, so
 that questions are about combinations that training never showed.
 
-Captions leave out only what goes without saying: that a single object is in the centre, that two lie side by side and
-that more fill the quarters in reading order, which they always do. What a short caption leaves open is then what this
-world shows every time; a small model cannot choose among layouts that nothing tells apart (docs/log.md).
+Captions leave out only what goes without saying: that a single object is in the centre, that two lie side by side,
+that more fill the quarters in reading order (which they always do), and that shapes have their usual colours, as nobody
+calls a banana yellow. A small model cannot choose among pictures that nothing in the prompt tells apart, and draws
+their mean (docs/log.md).
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 
@@ -29,6 +30,7 @@ from showo2.tiny.words import (
     RELATIONS,
     SHAPES,
     STYLES,
+    USUAL,
     Description,
     Group,
     merge,
@@ -47,6 +49,7 @@ __all__ = [
     "RELATIONS",
     "SHAPES",
     "STYLES",
+    "USUAL",
     "Description",
     "Group",
     "Object",
@@ -69,11 +72,12 @@ __all__ = [
 ]
 
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
-MIX = (25, 40, 20, 15)  # per cent of scenes with one object, two in a relation, equal ones, mixed ones
+MIX = (25, 35, 20, 20)  # per cent of scenes with one object, two in a relation, equal ones, mixed ones
 _PLACED = "placed"  # the full captions of single objects: a space of scenes, though not of prompts
 _MARGIN = 0.03  # between an object and the border
 _GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so that a judge can part them
 _CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
+_USUAL_SHARE = 1 / 3  # of scenes in which all shapes have their usual colours
 _PLACE_MIX = (1, 1, 1, 1, 2)  # of PLACES
 _QUARTERS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))  # in reading order
 
@@ -135,6 +139,7 @@ def summarise(scene: Scene, style: str = "full") -> Description:
     if style not in STYLES:
         raise ValueError(f"unknown caption style {style!r}; known: {', '.join(STYLES)}")
     things, related, place = scene.objects, None, None
+    usual = style == "shapes" and all(o.colour == USUAL[o.shape] for o in things)
     if len(things) == 1:
         place = place_of(things[0])
         place = None if style == "colours" and place == "centre" else place
@@ -142,13 +147,13 @@ def summarise(scene: Scene, style: str = "full") -> Description:
         related = relation(*things)
         if style != "full" and related in ("left of", "right of"):
             things, related = tuple(sorted(things, key=lambda o: o.x)), None
-    groups = merge(Group(1, o.shape, None if style == "shapes" else o.colour) for o in things)
+    groups = merge(Group(1, o.shape, None if usual else o.colour) for o in things)
     return Description(groups, place, related if len(groups) == 2 else None)
 
 
 def describe(scene: Scene, style: str = "full") -> str:
-    """A caption of a scene, lower case: `full` tells everything, `colours` not what goes without saying, `shapes` no
-    colours."""
+    """A caption of a scene, lower case: `full` tells everything, `colours` not what goes without saying about where
+    things lie, `shapes` no usual colours."""
     return phrase(summarise(scene, style))
 
 
@@ -297,9 +302,17 @@ def draw_scene(rng: random.Random, held_out: bool | None = False, mix: tuple[int
             _draw_mixed,
         )
         scene = rng.choices(layouts, mix)[0](rng)
+        scene = _as_usual(scene) if rng.random() < _USUAL_SHARE else scene
         fits = all(separate(a, b) for a, b in combinations(scene.objects, 2))
         if fits and held_out in (None, shows_held_out(scene)):
             return scene
+
+
+def _as_usual(scene: Scene) -> Scene:
+    """The scene in usual colours, or as it was where that would make different kinds of objects equal."""
+    usual = Scene(tuple(replace(o, colour=USUAL[o.shape]) for o in scene.objects))
+    kinds = [{(o.colour, o.shape) for o in s.objects} for s in (scene, usual)]
+    return usual if len(kinds[0]) == len(kinds[1]) else scene
 
 
 def _kind(rng: random.Random) -> tuple[str, str]:

@@ -103,7 +103,7 @@ def train(folder: Path, siglip: Path, llm: Path, effort: float = 1.0, seed: int 
 
     def loss_of(step: int) -> Tensor:
         chosen = next(order)
-        style = ("full", "colours", "full", "shapes")[step % 4]
+        style = ("full", "colours", "shapes")[step % 3]
         prefix, answers = rows[style]
         longest = max(len(answers[i]) for i in chosen)
         ids = torch.tensor([prefix + answers[i] + [pad] * (longest - len(answers[i])) for i in chosen])
