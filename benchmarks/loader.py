@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tyro
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._peers import BATCH, SHAPE, measured, rows, timed, warm
@@ -95,21 +96,22 @@ def read_ours(folder: str, texts: bool = False) -> Iterator[dict[str, Any]]:
             yield {"uid": [source.uid(place) for place in some], "latents": source.latents(some)}
 
 
-class _Rows(Dataset[dict[str, Any]]):
-    """Rows for a worker process of a DataLoader, which collates them as it does the peers'."""
+class _Batches(Dataset[dict[str, Any]]):
+    """Batches for a worker process of a DataLoader: rows come from the source in one block, which needs no collation."""
 
     def __init__(self, folder: str):
         self.source = Source(ENTRY, [Manifest.load(folder)], BUCKET, 0, threads=1)
 
-    def __getitems__(self, some: list[int]) -> list[dict[str, Any]]:
-        return [{"uid": self.source.uid(place), "latents": row}
-                for place, row in zip(some, self.source.latents(some), strict=True)]
+    def __getitem__(self, some: list[int]) -> dict[str, Any]:
+        rows = self.source.latents(some)
+        whole = cast(Tensor, rows[0]).new_empty(0).set_(rows[0].untyped_storage(), 0, (len(rows), *SHAPE))
+        return {"uid": [self.source.uid(place) for place in some], "latents": whole}
 
 
 def read_ours_by_workers(folder: str, workers: int) -> Iterator[dict[str, Any]]:
     """Batches of 64 from worker processes."""
-    data = _Rows(folder)
-    return iter(DataLoader(data, batch_sampler=places(data.source), num_workers=workers))
+    data = _Batches(folder)
+    return iter(DataLoader(data, batch_size=None, sampler=list(places(data.source)), num_workers=workers))
 
 
 def read_sequentially(folder: str) -> dict[str, float]:

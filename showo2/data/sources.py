@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from showo2.data.mixture import Entry
 from showo2.data.order import WINDOW, Windows, make_key
@@ -100,7 +101,10 @@ class Source:
         return rows
 
     def latents(self, places: Sequence[int]) -> list[Tensor | DamagedRow]:
-        """Only the rows' latents, (C, T, h, w) float16 each; a damaged one in its place. Raises ShardError."""
+        """Only the rows' latents, (C, T, h, w) float16 each; a damaged one in its place. Raises ShardError.
+
+        Rows of one shape lie one after the other in one block of memory.
+        """
         return self._latents([self._locate(place) for place in places])
 
     def _latents(self, located: list[tuple[ShardReader, int]]) -> list[Tensor | DamagedRow]:
@@ -108,14 +112,16 @@ class Source:
         if len(shapes) != 1:
             return [row for one in located for row in self._latents([one])]
         # One block for all rows: the kernel gives large ones in few pages.
-        data = np.empty((len(located), located[0][0].row_bytes // 2), np.float16)
+        size = located[0][0].row_bytes // 2
+        block = _block(len(located) * size)
+        data = block.view(len(located), size).numpy()
         parts = [(data[n:n + _SLICE].view(np.uint8), located[n:n + _SLICE]) for n in range(0, len(located), _SLICE)]
         if self.threads > 1 and len(parts) > 1:
             self._pool = self._pool or ThreadPoolExecutor(self.threads, "shards")
             damaged = list(self._pool.map(_fill, parts))
         else:
             damaged = [_fill(part) for part in parts]
-        rows = torch.from_numpy(data).view(len(located), *shapes.pop()).unbind()
+        rows = block.view(len(located), *shapes.pop()).unbind()
         lost = {n * _SLICE + i: damage for n, part in enumerate(damaged) for i, damage in part.items()}
         return [lost.get(n, row) for n, row in enumerate(rows)] if lost else list(rows)
 
@@ -148,6 +154,13 @@ class Source:
         stale = [i for i, reader in self._open.items() if reader.evicted]
         for i in [*stale, *list(self._open)[:max(0, len(self._open) - 2 * self.window)]]:
             self._open.pop(i, None)
+
+
+def _block(size: int) -> Tensor:
+    """Memory for `size` float16 numbers; in a DataLoader's worker such as its consumer sees without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.float16)
+    return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,))
 
 
 def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:

@@ -18,9 +18,9 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """`function(*inputs)`, of whose activations only the inputs are kept; for elementwise work.
 
     The recomputation ends at the last activation that backward needs, so a linear layer at the end of `function` does
-    not run twice.
+    not run twice. In a compiled block the compiler chooses what to keep, and knows what is cheap.
     """
-    if not torch.is_grad_enabled() or inputs[0].numel() < _WORTHWHILE:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or inputs[0].numel() < _WORTHWHILE:
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 

@@ -38,10 +38,10 @@ STAGE2 = replace(
     summary="everything trains, on conversations, captions and generation",
     # With the paper's weight of 1 the text's gradients drown the pictures': after 5,000 steps colours were still not
     # bound to objects, which with 0.1 they are after 1,500 (docs/log.md).
-    alpha=0.1, betas=(0.9, 0.99),
-    mixture=(Entry("generate", "generate", "pair", samples=54),
-             Entry("caption", "caption", "pair", samples=2),
-             Entry("converse", "converse", "conversation", samples=8)),
+    alpha=0.2, betas=(0.9, 0.99),
+    mixture=(Entry("generate", "generate", "pair", samples=36),
+             Entry("caption", "caption", "pair", samples=6),
+             Entry("converse", "converse", "conversation", samples=22)),
     groups=(Group(PARTS, 2e-3),),
     schedule="cosine", steps=5000, ema=0.998, checkpoint_every=500)
 
