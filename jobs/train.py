@@ -33,7 +33,7 @@ from jobs._console import progress, told_plainly
 from showo2 import recipes
 from showo2.shards import ShardError
 from showo2.shards.remote import is_remote
-from showo2.train import meters
+from showo2.train import meters, tracking
 from showo2.train.parallel import Workers, join
 from showo2.train.recipe import Recipe
 from showo2.train.start import check, exported_step
@@ -62,6 +62,8 @@ class Train:
     """cores of a worker"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model is trained"""
+    track: tyro.conf.UseAppendAction[tuple[tracking.Name, ...]] = ()
+    """where metrics go beside TensorBoard: `--track wandb`, `--track mlflow`, or both"""
 
 
 def train(config: Train) -> str:
@@ -71,6 +73,7 @@ def train(config: Train) -> str:
     config = replace(config, out=config.out.absolute(), data=data, recipe=replace(config.recipe, blocklist=blocklist),
                      init=os.path.abspath(config.init) if config.init and os.path.exists(config.init) else config.init)
     check(config.recipe, config.data, config.out, config.init)
+    tracking.check(config.track)
     if exported_step(config.out) >= config.recipe.steps:
         return "finished"
     config.out.mkdir(parents=True, exist_ok=True)
@@ -183,7 +186,8 @@ def _notices(every: int = 20) -> Callable[[], bool]:
 def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None,
              save_now: Callable[[], bool] = lambda: False) -> Trainer:
     transformers.utils.logging.disable_progress_bar()
-    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now)
+    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now,
+                   config.track)
     # What lives until the end need not be looked through at every collection of garbage.
     gc.collect()
     gc.freeze()

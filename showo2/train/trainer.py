@@ -21,7 +21,7 @@ from showo2.data.loader import Batch, Loader, Stream, read_blocklist
 from showo2.data.mixture import Cursor
 from showo2.data.order import make_key
 from showo2.hardware import has_bf16
-from showo2.train import start
+from showo2.train import start, tracking
 from showo2.train.checkpoint import Checkpoints, State
 from showo2.train.cost import Flops, flops, peak
 from showo2.train.goodput import Goodput
@@ -64,16 +64,16 @@ class Trainer:
     """A run of `recipe` on `data` (manifests or dataset folders) in the folder `out`; every rank makes one.
 
     init: what the stage goes on from. stop, save_now: asked in every step, on every rank, whether to save and leave
-    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). A folder that holds
-    checkpoints is resumed from the newest.
+    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). track: trackers beside
+    TensorBoard. A folder that holds checkpoints is resumed from the newest.
     """
 
     def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None = None,
                  workers: Workers | None = None, stop: Callable[[], bool] = lambda: False,
                  on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None,
-                 save_now: Callable[[], bool] = lambda: False):
+                 save_now: Callable[[], bool] = lambda: False, track: tuple[tracking.Name, ...] = ()):
         self.recipe, self.out, self.workers = recipe, Path(out), workers or Workers()
-        self.stop, self.on_checkpoint, self.save_now = stop, on_checkpoint, save_now
+        self.stop, self.on_checkpoint, self.save_now, self.track = stop, on_checkpoint, save_now, track
         self.manifests = start.check(recipe, data, self.out, init)
         self.workers.barrier()
         _write_config(self.out, recipe, data, init, self.workers)
@@ -104,6 +104,12 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""
         meters = Meters(self.out, self.done, self.recipe.log_every, self.recipe.steps) if self.workers.first else None
+        told = self.track if self.workers.first else ()
+        with tracking.Trackers(told, self.out, self.out.absolute().name, self.done) as trackers:
+            trackers.outcome = outcome = self._run(meters)
+        return outcome
+
+    def _run(self, meters: Meters | None) -> Outcome:
         loader = Loader(self._stream(), self.manifests, self.tokenizer, self.workers.rank, self.workers.world,
                         self.done, self.data_state, self.recipe.readers)
         watchdog = Watchdog(self.out / STACKS, self.workers.rank, self.recipe.hang_s)
