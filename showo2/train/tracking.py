@@ -27,6 +27,8 @@ Name = Literal["wandb", "mlflow"]
 Line = dict[str, float]
 
 FOLDER = "tracking"
+# What of it a run needs that goes on elsewhere.
+KEPT = ("wandb.json", "mlflow.json", "mlflow.db")
 # The project (wandb) and experiment (MLflow) of runs, unless the environment names another.
 PROJECT = "showo2"
 EVERY_S, LONGEST_S = 2.0, 300.0  # between looks at the file; between tries where the tracker does not answer

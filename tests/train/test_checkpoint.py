@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from showo2.train.checkpoint import MARKER, Checkpoints, _digest
+from showo2.store import Place
+from showo2.train.checkpoint import MARKER, Checkpoints
 from showo2.train.parallel import Workers
 
 
@@ -107,7 +108,7 @@ def test_metadata_cannot_run_code(tmp_path, capsys):
     folder = tmp_path / "step_00000001"
     (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
     marker = json.loads((folder / MARKER).read_text())
-    (folder / MARKER).write_text(json.dumps(marker | {".metadata": _digest(folder / ".metadata")}))
+    (folder / MARKER).write_text(json.dumps(marker | {".metadata": Place(folder / ".metadata").digest()}))
     with pytest.raises(pickle.UnpicklingError, match="builtins.print"):
         checkpoints.load_newest(state(0.0))
     assert capsys.readouterr().out == ""
