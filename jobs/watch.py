@@ -97,7 +97,7 @@ def _samples(config: Watch, run: Place, prompts: list[str] | None, step: int, ta
     with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as folder:
         try:
             export_checkpoint(run, folder, step)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             if config.once:
                 raise
             return False

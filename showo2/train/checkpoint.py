@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import StorageMeta
@@ -47,7 +48,7 @@ class Checkpoints:
                  before_commit: Callable[[], None] = lambda: None):
         self.folder, self.workers, self.keep, self.before_commit = Place(folder), workers, keep, before_commit
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def save(self, step: int, state: State, facts: dict[str, Any]) -> None:
         """Copy `state` and write it in the background; waits for the save before it."""
@@ -81,7 +82,7 @@ class Checkpoints:
                 self.before_commit()
                 (target / MARKER).write(json.dumps(files, indent=1).encode())
                 self._drop_old(step_of(target.name))
-        except Exception as error:  # noqa: BLE001 (`wait` raises it)
+        except BaseException as error:  # noqa: BLE001 (`wait` raises it; torch's own is no Exception)
             self._error = error
 
     def _write_files(self, target: Place, state: State) -> dict[str, Digest]:
@@ -117,7 +118,7 @@ class Checkpoints:
                 continue
             reader = _Reader(folder)
             _check_fit(folder, reader, state)
-            dcp.load(state, storage_reader=reader, no_dist=self.workers.world == 1)
+            _load(folder, reader, state, alone=self.workers.world == 1)
             return json.loads((folder / FACTS).read() or b"")
         return None
 
@@ -153,15 +154,25 @@ def _folders(place: Place) -> list[str]:
 
 
 def read_tensors(folder: Place, parts: tuple[str, ...]) -> State:
-    """Whole tensors of some parts of a checkpoint's state, by part and name, in this process alone."""
+    """Whole tensors of some parts of a checkpoint's state, by part and name, in this process alone.
+
+    Raises OSError where files are missing or damaged.
+    """
     reader = _Reader(folder)
     state: State = {part: {} for part in parts}
     for key, meta in reader.read_metadata().state_dict_metadata.items():
         part, _, name = key.partition(".")
         if part in parts and isinstance(meta, TensorStorageMetadata):
             state[part][name] = torch.empty(meta.size, dtype=meta.properties.dtype)
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    _load(folder, reader, state, alone=True)
     return state
+
+
+def _load(folder: Place, reader: FileSystemReader, state: State, alone: bool) -> None:
+    try:
+        dcp.load(state, storage_reader=reader, no_dist=alone)
+    except CheckpointException as error:  # A BaseException, which nobody above expects.
+        raise OSError(f"{folder} cannot be read: {error}") from error
 
 
 class _Reader(FileSystemReader):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from showo2.store import Place
-from showo2.train.checkpoint import MARKER, Checkpoints
+from showo2.train.checkpoint import MARKER, Checkpoints, read_tensors
 from showo2.train.parallel import Workers
 
 
@@ -89,6 +89,25 @@ def test_failed_save_is_told_at_the_next_one(tmp_path):
     checkpoints.save(1, state(1.0), {})
     with pytest.raises(RuntimeError, match="a checkpoint could not be written under"):
         checkpoints.wait()
+
+
+def test_a_failed_write_of_torch_s_own_is_told_too(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, Workers(), 3)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoints.save(1, state(1.0), {})
+    with pytest.raises(RuntimeError, match="a checkpoint could not be written under"):
+        checkpoints.wait()
+
+
+def test_a_file_that_goes_while_it_is_read_is_named(tmp_path):
+    saved(tmp_path, [1])
+    (tmp_path / "step_00000001" / "__0_0.distcp").unlink()
+    with pytest.raises(OSError, match="step_00000001 cannot be read"):
+        read_tensors(Place(tmp_path / "step_00000001"), ("model",))
 
 
 def test_other_tensors_are_an_error_that_names_them(tmp_path):
