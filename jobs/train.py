@@ -3,8 +3,8 @@
 python -m jobs.train RECIPE --data DATA --out RUN [--init RUN] [--option value]; --list names the recipes.
 python -m jobs.train --through FIRST..LAST --data DATA --out RUNS trains all of them in turn, each in RUNS/RECIPE.
 
-Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves and exits with 130 or 143. A finished run
-leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
+DATA and RUN are folders or URLs (s3://...). Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves
+and exits with 130 or 143. A finished run leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
 """
 
 from __future__ import annotations

@@ -170,6 +170,20 @@ def test_harmed_checkpoint_is_passed_over_and_a_copy_is_as_good(harm, bucket, ur
     assert Checkpoints(copy.parent, Workers(), 9).load_newest(state(0.0)) == {"step": 1}
 
 
+def test_an_upload_that_fails_is_told_and_leaves_the_last_checkpoint(url, monkeypatch):
+    checkpoints = saved(url, [1])
+
+    def write(self, block):
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(Upload, "write", write)
+    checkpoints.save(2, state(2.0), {"step": 2})
+    with pytest.raises(RuntimeError, match="a checkpoint could not be written under s3://runs/"):
+        checkpoints.wait()
+    assert Place(f"{url}/step_00000002").names() == ["facts.json"]
+    assert Checkpoints(url, Workers(), 9).load_newest(state(0.0)) == {"step": 1}
+
+
 def test_what_a_killed_save_left_goes_with_the_next(url):
     Place(f"{url}/step_00000003/__7_0.distcp").write(b"half")
     saved(url, [4])
