@@ -21,6 +21,7 @@ from showo2.train.trainer import Trainer
 from tests.s3 import store
 from tests.train.small import ranks, small_recipe, story
 from tests.train.test_checkpoint import saved, state
+from tests.train.test_tracking import database, mlflow_lines
 from tests.train.test_trainer import killed_in_step
 
 
@@ -243,6 +244,17 @@ def test_a_new_run_takes_nothing_of_an_older_one_of_that_name(url, data, parts):
     Trainer(small_recipe(parts, steps=1), data, url).run()
     assert last(f"{url}/{METRICS}")["step"] == 1
     assert len(Place(f"{url}/tensorboard").names()) == 1
+
+
+def test_trackers_go_on_on_another_machine(url, tmp_path, data, parts, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asked = iter([False, False, True])
+    Trainer(small_recipe(parts), data, url, stop=lambda: next(asked), track=("mlflow",)).run()
+    another_machine(monkeypatch, tmp_path)
+    Trainer(small_recipe(parts), data, url, track=("mlflow",)).run()
+    (tmp_path / "tracking").mkdir()
+    (tmp_path / "tracking" / "mlflow.db").write_bytes(Place(f"{url}/tracking/mlflow.db").read())
+    assert [step for step, _ in mlflow_lines(database(tmp_path), "loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_cannot_be_copied_now_is_copied_later(url, tmp_path, monkeypatch, recwarn):
