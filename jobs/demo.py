@@ -151,7 +151,7 @@ def stage(demo: Demo, name: str) -> str:
     folder = demo.out / "runs" / name
     init = str(demo.out / "runs" / before[-1]) if before else None
     workers = 0 if demo.quick else 2
-    outcome = train(Train(recipe, (str(demo.out / "data"),), folder, init, workers))
+    outcome = train(Train(recipe, (str(demo.out / "data"),), str(folder), init, workers))
     if outcome != "finished":
         raise KeyboardInterrupt
     last = checks.last_metrics(folder)

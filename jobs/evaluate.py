@@ -28,7 +28,7 @@ class Evaluate(Suite):
     json: Path
     """file that the scores go to"""
     checkpoint: str = "tiny:reference"
-    """folder of an exported model, Hub id, or tiny:reference"""
+    """folder or URL of an exported model, Hub id, or tiny:reference"""
     suite: Literal["shapes"] = "shapes"
     """which suite"""
     save: Path | None = None

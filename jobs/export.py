@@ -6,7 +6,6 @@ python -m jobs.export RUN --to FOLDER [--step N] [--raw]
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
@@ -18,10 +17,10 @@ from showo2.train.start import export_checkpoint
 class Export:
     """Which checkpoint, and where to."""
 
-    run: tyro.conf.Positional[Path]
-    """the run's folder"""
-    to: Path
-    """the folder to write; --init, jobs.generate and jobs.evaluate take it"""
+    run: tyro.conf.Positional[str]
+    """the run's folder or URL"""
+    to: str
+    """the folder or URL to write to; --init, jobs.generate and jobs.evaluate take it"""
     step: int | None = None
     """whose checkpoint; by default the newest one's"""
     raw: bool = False

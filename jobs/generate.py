@@ -45,7 +45,7 @@ class Generate:
     out: str
     """folder or URL that the pictures go to"""
     checkpoint: str = "tiny:reference"
-    """folder of an exported model, Hub id, or tiny:reference"""
+    """folder or URL of an exported model, Hub id, or tiny:reference"""
     seed: int = 0
     """picture i's noise depends on (seed, i) alone"""
     points: int = 50

@@ -6,7 +6,6 @@ python -m jobs.rewind RUN --to STEP --skip BATCHES; then the run's own command g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
@@ -18,8 +17,8 @@ from showo2.train.guard import rewind
 class Rewind:
     """Which run, how far back, and how much is left out."""
 
-    run: tyro.conf.Positional[Path]
-    """the run's folder, of a run that is not running"""
+    run: tyro.conf.Positional[str]
+    """the run's folder or URL, of a run that is not running"""
     to: int
     """a step before the spike; the newest checkpoint up to there is taken"""
     skip: int = 200

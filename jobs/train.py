@@ -3,8 +3,8 @@
 python -m jobs.train RECIPE --data DATA --out RUN [--init RUN] [--option value]; --list names the recipes.
 python -m jobs.train --through FIRST..LAST --data DATA --out RUNS trains all of them in turn, each in RUNS/RECIPE.
 
-Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves and exits with 130 or 143. A finished run
-leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
+DATA and RUN are folders or URLs (s3://...). Run again, it goes on from the newest checkpoint. Ctrl-C or SIGTERM saves
+and exits with 130 or 143. A finished run leaves RUN/export, which `--init`, `jobs.generate` and `jobs.evaluate` take.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -33,7 +32,8 @@ from jobs._console import progress, told_plainly
 from showo2 import recipes
 from showo2.shards import ShardError
 from showo2.shards.remote import is_remote
-from showo2.train import meters
+from showo2.store import Place, StoreError
+from showo2.train import meters, tracking
 from showo2.train.parallel import Workers, join
 from showo2.train.recipe import Recipe
 from showo2.train.start import check, exported_step
@@ -50,8 +50,8 @@ class Train:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: tuple[str, ...]
     """dataset folders that jobs.encode filled, or manifests"""
-    out: Path
-    """the run's folder, on storage that every worker sees"""
+    out: str
+    """the run's folder, on storage that every worker sees, or URL"""
     init: str | None = None
     """the run, or the exported model, that this stage goes on from"""
     workers: int = 2
@@ -62,18 +62,20 @@ class Train:
     """cores of a worker"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """where the model is trained"""
+    track: tyro.conf.UseAppendAction[tuple[tracking.Name, ...]] = ()
+    """where metrics go beside TensorBoard: `--track wandb`, `--track mlflow`, or both"""
 
 
 def train(config: Train) -> str:
     """Run the stage as configured: "finished" or "stopped". Raises ValueError for what the user can mend."""
-    data = tuple(path if is_remote(path) else os.path.abspath(path) for path in config.data)
+    data = tuple(_absolute(path) for path in config.data)
     blocklist = config.recipe.blocklist and os.path.abspath(config.recipe.blocklist)
-    config = replace(config, out=config.out.absolute(), data=data, recipe=replace(config.recipe, blocklist=blocklist),
+    config = replace(config, out=_absolute(config.out), data=data, recipe=replace(config.recipe, blocklist=blocklist),
                      init=os.path.abspath(config.init) if config.init and os.path.exists(config.init) else config.init)
     check(config.recipe, config.data, config.out, config.init)
+    tracking.check(config.track)
     if exported_step(config.out) >= config.recipe.steps:
         return "finished"
-    config.out.mkdir(parents=True, exist_ok=True)
     if "RANK" in os.environ:
         return _run_here(config, join(config.device), first=os.environ["RANK"] == "0")
     if config.workers == 0:
@@ -89,11 +91,11 @@ def train_through(config: Train, stages: Sequence[Recipe]) -> str:
     """
     init = config.init
     for number, recipe in enumerate(stages, 1):
-        out = config.out / recipe.name
+        out = str(Place(config.out) / recipe.name)
         print(f"{number}/{len(stages)} {recipe.name}: {recipe.summary}")
         if train(replace(config, recipe=recipe, out=out, init=init)) != "finished":
             return "stopped"
-        init = str(out)
+        init = out
     return "finished"
 
 
@@ -121,19 +123,19 @@ def _run_on_ray(config: Train) -> str:
             return [c for c in made if not isinstance(c, PlacementGroupCleanerCallback)]
 
     connect()
-    note = config.out / STOP
-    for name in (STOP, OUTCOME):
-        (config.out / name).unlink(missing_ok=True)
+    note, told = Place(config.out) / STOP, Place(config.out) / OUTCOME
+    note.remove()
+    told.write(json.dumps({"outcome": "failed", "error": ""}).encode())
     number = (config.min_workers, config.workers) if config.min_workers else config.workers
     trainer = (Quiet if is_private() else TorchTrainer)(
         _ray_worker, train_loop_config={"config": config},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
-        run_config=RunConfig(name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=3)))
+        run_config=RunConfig(name="ray", storage_path=config.out, failure_config=FailureConfig(max_failures=3)))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
-    with _signals(note.touch), _following(config), ThreadPoolExecutor(1) as pool:
+    with _signals(lambda: note.write(b"")), _following(config), ThreadPoolExecutor(1) as pool:
         pool.submit(trainer.fit).result()
-    outcome = json.loads((config.out / OUTCOME).read_text())
+    outcome = json.loads(told.read() or b"")
     if outcome["error"]:
         raise ValueError(outcome["error"])
     return outcome["outcome"]
@@ -146,17 +148,33 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     config = loop["config"]
     torch.set_num_threads(config.cpus)
     workers = join(config.device)
-    note = config.out / STOP
+    stop = _noted(Place(config.out) / STOP) if workers.first else lambda: False
     outcome, error = "failed", ""
     try:
-        run = _trainer(config, workers, lambda: workers.first and note.exists(), ray.train.report, _notices())
+        run = _trainer(config, workers, stop, ray.train.report, _notices())
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:
         if workers.world > 1 and isinstance(caught, ShardError):
             raise  # One rank's alone: the others wait for it, and only a restart frees them.
         error = str(caught)
     if workers.first:
-        (config.out / OUTCOME).write_text(json.dumps({"outcome": outcome, "error": error}))
+        (Place(config.out) / OUTCOME).write(json.dumps({"outcome": outcome, "error": error}).encode())
+
+
+def _noted(note: Place, every_s: float = 2.0) -> Callable[[], bool]:
+    """Whether the note is there. A store answers too slowly to be asked in every step, so a thread does it."""
+    if not note.remote:
+        return note.exists
+    found = threading.Event()
+
+    def look() -> None:
+        while not found.wait(every_s):
+            with suppress(StoreError):
+                if note.exists():
+                    found.set()
+
+    threading.Thread(target=look, daemon=True).start()
+    return found.is_set
 
 
 def _notices(every: int = 20) -> Callable[[], bool]:
@@ -183,7 +201,8 @@ def _notices(every: int = 20) -> Callable[[], bool]:
 def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None,
              save_now: Callable[[], bool] = lambda: False) -> Trainer:
     transformers.utils.logging.disable_progress_bar()
-    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now)
+    made = Trainer(config.recipe, config.data, config.out, config.init, workers, stop, report, save_now,
+                   config.track)
     # What lives until the end need not be looked through at every collection of garbage.
     gc.collect()
     gc.freeze()
@@ -233,9 +252,12 @@ def _follow(config: Train, done: threading.Event) -> None:
     with progress() as bar:
         task = bar.add_task(recipe.name, total=recipe.steps)
         ended = False
+        metrics = Place(config.out) / meters.METRICS
         while not ended:
-            ended = done.wait(0.5)
-            line = meters.last(config.out / meters.METRICS)
+            ended = done.wait(5 if metrics.remote else 0.5)
+            line = None
+            with suppress(StoreError):
+                line = meters.last(metrics)
             if line is None:
                 continue
             step, told = line["step"], f"{recipe.name} loss {line['loss']:.3f}"
@@ -243,6 +265,10 @@ def _follow(config: Train, done: threading.Event) -> None:
             if not bar.console.is_terminal and step * 10 // recipe.steps > tenths:
                 tenths = step * 10 // recipe.steps
                 bar.console.print(f"{told} step {step}/{recipe.steps} {1 / line['step_s']:.2f} steps/s")
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(str(path)) else os.path.abspath(path)
 
 
 def _table() -> Table:

@@ -9,8 +9,8 @@ for nothing: this runs in a process, and if you like on a GPU or node, of its ow
 
 from __future__ import annotations
 
+import io
 import json
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from showo2.generate import Showo2Pipeline
+    from showo2.store import Place
 
 SAMPLES = "samples"
 ANSWERS = "answers.jsonl"
@@ -37,8 +38,8 @@ ANSWERS = "answers.jsonl"
 class Watch:
     """Which run, and what it is asked."""
 
-    run: tyro.conf.Positional[Path]
-    """the run's folder"""
+    run: tyro.conf.Positional[str]
+    """the run's folder or URL"""
     prompts: Path | None = None
     """JSON lines, each {"prompt": "..."}; by default held-out prompts of the world of shapes"""
     once: bool = False
@@ -55,21 +56,23 @@ class Watch:
     """where the model runs (default: a GPU if there is one)"""
 
 
-def watch(config: Watch) -> list[Path]:
+def watch(config: Watch) -> list[Place]:
     """The sheets made. Raises ValueError where RUN is no run, or its newest checkpoint cannot be read with --once."""
-    from showo2.train.checkpoint import committed
+    from showo2.store import Place
+    from showo2.train.checkpoint import committed, step_of
     from showo2.train.start import CONFIG, exported_step
 
-    if not (config.run / CONFIG).is_file():
+    run = Place(config.run)
+    if not (run / CONFIG).exists():
         raise ValueError(f"{config.run} is no run of jobs.train: it has no {CONFIG}")
     prompts = None if config.prompts is None else read_prompts(config.prompts)
-    made: list[Path] = []
+    made: list[Place] = []
     waiting = False
     while True:
-        ended = exported_step(config.run)
-        steps = [int(folder.name[5:]) for folder in committed(config.run / "checkpoints")]
-        target = config.run / SAMPLES / f"step_{max(steps, default=0):08d}.png"
-        if steps and not target.exists() and _samples(config, prompts, max(steps), target):
+        ended = exported_step(run)
+        steps = [step_of(folder.name) for folder in committed(run / "checkpoints")]
+        target = run / SAMPLES / f"step_{max(steps, default=0):08d}.png"
+        if steps and not target.exists() and _samples(config, run, prompts, max(steps), target):
             made.append(target)
             Console().print(f"{target}")
         if config.once or ended >= max(steps, default=0) > 0:
@@ -82,16 +85,19 @@ def watch(config: Watch) -> list[Path]:
         time.sleep(config.every_s)
 
 
-def _samples(config: Watch, prompts: list[str] | None, step: int, target: Path) -> bool:
+def _samples(config: Watch, run: Place, prompts: list[str] | None, step: int, target: Place) -> bool:
     """Draw and answer with the checkpoint of `step`; False where the run has removed it in the meantime."""
     from showo2.generate import Showo2Pipeline
+    from showo2.store import scratch
     from showo2.train.start import export_checkpoint
 
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+    samples = run / SAMPLES
+    beside = scratch(samples) if samples.remote else samples.path
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as folder:
         try:
-            export_checkpoint(config.run, Path(folder), step)
-        except (FileNotFoundError, ValueError):
+            export_checkpoint(run, folder, step)
+        except (OSError, ValueError):
             if config.once:
                 raise
             return False
@@ -99,12 +105,12 @@ def _samples(config: Watch, prompts: list[str] | None, step: int, target: Path) 
     answers = _answers(pipeline) if prompts is None else []
     words = prompts or _shapes_prompts()
     pictures = sheet(pipeline.image(words, config.guidance, config.points, config.seed), words)
-    with (target.parent / ANSWERS).open("a") as file:
-        file.write(json.dumps({"step": step, "answers": answers}) + "\n")
-    _tell_board(config.run, step, pictures, answers)
-    temporary = target.with_suffix(".tmp")
-    pictures.save(temporary, "PNG")
-    shutil.move(temporary, target)
+    line = json.dumps({"step": step, "answers": answers}) + "\n"
+    (samples / ANSWERS).write(((samples / ANSWERS).read() or b"") + line.encode())
+    _tell_board(run / "tensorboard", step, pictures, answers)
+    file = io.BytesIO()
+    pictures.save(file, "PNG")
+    target.write(file.getvalue())
     return True
 
 
@@ -124,16 +130,19 @@ def _answers(pipeline: Showo2Pipeline) -> list[dict[str, str]]:
             for (_, question, expected, _), answer in zip(asked, said, strict=True)]  # fmt: skip
 
 
-def _tell_board(run: Path, step: int, pictures: Image, answers: list[dict[str, str]]) -> None:
+def _tell_board(place: Place, step: int, pictures: Image, answers: list[dict[str, str]]) -> None:
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(run / "tensorboard"))
-    board.add_image("samples", np.asarray(pictures), step, dataformats="HWC")
-    if answers:
-        lines = [f"- {a['question']} **{a['answer']}** ({a['expected']})" for a in answers]
-        board.add_text("answers", "\n".join(lines), step)
-    board.close()
+    with tempfile.TemporaryDirectory() as folder:
+        board = SummaryWriter(folder if place.remote else place.where)
+        board.add_image("samples", np.asarray(pictures), step, dataformats="HWC")
+        if answers:
+            lines = [f"- {a['question']} **{a['answer']}** ({a['expected']})" for a in answers]
+            board.add_text("answers", "\n".join(lines), step)
+        board.close()
+        if place.remote:
+            place.put(Path(folder))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -141,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(Watch, args=arguments, description=__doc__)
     with told_plainly():
         made = watch(config)
-    Console().print(f"{len(made)} new sheets in {config.run / SAMPLES}")
+    Console().print(f"{len(made)} new sheets in {config.run}/{SAMPLES}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ LAYERS = (
     ("showo2.train", "showo2.generate", "showo2.evaluate"),
     ("showo2.data",),
     ("showo2.model",),
+    ("showo2.store",),
     ("showo2.shards",),
     ("showo2.compat",),
     ("showo2.sequence",),

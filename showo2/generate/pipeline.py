@@ -15,6 +15,7 @@ from showo2.flow import PATCH
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, sample, start_noise
 from showo2.model import Showo2
+from showo2.model.weights import fetched
 from showo2.sequence import Media, conversation
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS, SPATIAL, WanVAE, center_crop_resize, to_image, to_pixels
@@ -33,11 +34,12 @@ class Showo2Pipeline:
     @classmethod
     def from_pretrained(cls, spec: str | Path = "tiny:reference", device: str | None = None,
                         dtype: torch.dtype = torch.float32) -> Showo2Pipeline:
-        """Load from a folder that training exported, a Hub id or `tiny:reference`; the config names the VAE.
+        """Load from a folder or URL that training exported to, a Hub id or `tiny:reference`; the config names the VAE.
 
         device: a GPU where there is one, unless told otherwise.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        spec = fetched(spec)
         model = Showo2.from_pretrained(spec, dtype=dtype).to(device)
         return cls(model, Tokenizer.from_pretrained(spec), WanVAE.from_pretrained(model.config.vae, device=device))
 

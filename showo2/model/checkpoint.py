@@ -50,7 +50,7 @@ def part_configs(llm: str, siglip: str, vocab_size: int) -> tuple[dict[str, Any]
 
 def from_pretrained(spec: str | Path, llm: dict[str, Any] | None = None, siglip: dict[str, Any] | None = None,
                     dtype: torch.dtype | Literal["auto"] = torch.float32, revision: str | None = None) -> Showo2:
-    """Load a model, in eval mode, from a folder, a Hub id or a `tiny:` name, of ours or of the released layout.
+    """Load a model, in eval mode, from a folder, a URL, a Hub id or a `tiny:` name, of ours or of the released layout.
 
     dtype: of the weights in memory, "auto" as stored. revision: branch, tag or commit on the Hub. llm, siglip: see
     `released.read_config`. Raises FileNotFoundError where files are missing, ValueError where tensors do not fit.

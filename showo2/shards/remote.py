@@ -219,15 +219,18 @@ def _reserve(url: str, size: int, descriptor: int, folder: str) -> None:
                                  "name another disk in SHOWO2_CACHE") from error
 
 
-def retried(url: str, call: Callable[[], T]) -> T:
-    """`call`, again after errors of the store or the network, with waits that double."""
+def retried(url: str, call: Callable[[], T], cure: str = "or run jobs.encode again") -> T:
+    """`call`, again after errors of the store or the network, with waits that double.
+
+    cure: what helps where the store refuses, beside another address and other credentials.
+    """
     for attempt in range(TRIES):
         try:
             return call()
         except Exception as error:  # Every store fails in its own way.
             if isinstance(error, _GONE) or "Credentials" in type(error).__name__:
                 raise ShardError(f"{url} cannot be read: {type(error).__name__}: {error}; check the address and "
-                                 "the credentials, or run jobs.encode again") from error
+                                 f"the credentials, {cure}") from error
             if attempt + 1 == TRIES:
                 raise ShardError(f"{url} failed {TRIES} times, at last with {type(error).__name__}: {error}; the store "
                                  "is down or out of reach") from error

@@ -6,12 +6,11 @@ PaLM (section 5.1): restart from about 100 steps before a spike and skip 200 to 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import deque
-from pathlib import Path
 from statistics import fmean
 
-from showo2.train.checkpoint import MARKER, committed
+from showo2.store import Place, Where
+from showo2.train.checkpoint import MARKER, committed, step_of
 from showo2.train.start import EXPORT
 
 SKIPS = "skips.json"
@@ -38,7 +37,7 @@ class SpikeWatch:
         return spike
 
 
-def rewind(run: Path, to: int, skip: int) -> int:
+def rewind(run: Where, to: int, skip: int) -> int:
     """Make `run` go on from its newest checkpoint at or before step `to`, leaving out the next `skip` batches.
 
     Returns that checkpoint's step. Later checkpoints and the export are deleted; the learning rate follows the step, as
@@ -46,23 +45,22 @@ def rewind(run: Path, to: int, skip: int) -> int:
     """
     if skip < 1:
         raise ValueError(f"skip is {skip}; leave out 1 batch or more: without that the same spike comes again")
+    run = Place(run)
     folders = committed(run / "checkpoints")
-    steps = [int(folder.name[5:]) for folder in folders]
+    steps = [step_of(folder.name) for folder in folders]
     kept = next((step for step in steps if step <= to), None)
     if kept is None:
         raise ValueError(f"{run} has no checkpoint at or before step {to}; it has {sorted(steps)}")
     # First what to skip, then the later checkpoints: cut off between the two, the same command ends it.
-    temporary = run / f"{SKIPS}.tmp"
-    temporary.write_text(json.dumps({**read_skips(run), str(kept): skip}))
-    temporary.rename(run / SKIPS)
-    shutil.rmtree(run / EXPORT, ignore_errors=True)
+    (run / SKIPS).write(json.dumps({**read_skips(run), str(kept): skip}).encode())
+    (run / EXPORT).remove()
     for folder, step in zip(folders, steps, strict=True):
         if step > kept:
-            (folder / MARKER).unlink()
-            shutil.rmtree(folder)
+            (folder / MARKER).remove()
+            folder.remove()
     return kept
 
 
-def read_skips(run: Path) -> dict[str, int]:
+def read_skips(run: Where) -> dict[str, int]:
     """Batches that are left out where the run goes on from a checkpoint, by its step."""
-    return json.loads((run / SKIPS).read_text()) if (run / SKIPS).is_file() else {}
+    return json.loads((Place(run) / SKIPS).read() or b"{}")

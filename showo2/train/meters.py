@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from showo2.store import Place, Where
+
 METRICS = "metrics.jsonl"
 
 
@@ -76,13 +78,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def last(path: Path, tail: int = 1 << 16) -> dict[str, Any] | None:
+def last(path: Where, tail: int = 1 << 16) -> dict[str, Any] | None:
     """The last whole line that tells a loss, from the file's last `tail` bytes; None where there is none yet."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - tail))
-        lines = file.read().split(b"\n")[:-1]
+    place = Place(path)
+    size = place.size() or 0
+    lines = (place.read(max(0, size - tail), size) or b"").split(b"\n")[:-1]
     for text in reversed(lines):
         if text.startswith(b"{") and b'"step_s"' in text:
             return json.loads(text)

@@ -16,9 +16,11 @@ from showo2.data.loader import read_blocklist
 from showo2.data.sources import Source
 from showo2.model import Showo2, Showo2Config, checkpoint
 from showo2.model.transfer import SCALE_UP, transfer
+from showo2.model.weights import fetched
 from showo2.shards import Manifest
+from showo2.store import Place, Where, scratch
 from showo2.text import Tokenizer
-from showo2.train.checkpoint import committed, read_tensors
+from showo2.train.checkpoint import committed, read_tensors, step_of
 from showo2.train.parallel import Workers
 from showo2.train.recipe import Recipe
 
@@ -29,10 +31,10 @@ STORY = "training.json"
 MODEL = "model"
 
 
-def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) -> list[Manifest]:
+def check(recipe: Recipe, data: tuple[str, ...], out: Where, init: str | None) -> list[Manifest]:
     """The manifests of `data`; raises what is wrong with a run before anything is built (ValueError, ShardError)."""
-    if (out / CONFIG).is_file():
-        name = json.loads((out / CONFIG).read_text())["recipe"]["name"]
+    if config := (Place(out) / CONFIG).read():
+        name = json.loads(config)["recipe"]["name"]
         if name != recipe.name:
             raise ValueError(f"{out} holds a run of {name}; give {recipe.name} an --out of its own")
     if recipe.start == "parts" and init is not None:
@@ -55,7 +57,7 @@ def check(recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None) ->
 def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[Showo2, Tokenizer]:
     """The model and tokenizer that a stage starts from, the same on every rank; the `first` one tells of a transfer.
 
-    init: a finished run's folder, a folder that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
+    init: a finished run, a folder or URL that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
     """
     if recipe.start == "parts":
         return _from_parts(recipe)
@@ -68,7 +70,7 @@ def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[S
         return model, tokenizer
     model = Showo2.from_pretrained(folder)
     model.config = replace(model.config, size=recipe.model.size, conversation=recipe.model.conversation)
-    return model, Tokenizer.from_pretrained(folder)
+    return model, Tokenizer.from_pretrained(fetched(folder))
 
 
 def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
@@ -84,16 +86,16 @@ def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
 
 
 def _exported(init: str) -> str:
-    run = Path(init)
-    if (run / EXPORT / "config.json").is_file():
+    run = Place(init)
+    if (run / EXPORT / CONFIG).exists():
         return str(run / EXPORT)
-    if (run / "checkpoints").is_dir():
+    if (run / "checkpoints").names():
         raise FileNotFoundError(f"{run} has no {EXPORT}/: that run is not finished; run it again, it goes on")
     return init
 
 
-def export(model: Showo2, average: dict[str, Tensor], tokenizer: Tokenizer, out: Path, workers: Workers,
-           story: dict[str, Any]) -> Path:
+def export(model: Showo2, average: dict[str, Tensor], tokenizer: Tokenizer, out: Place, workers: Workers,
+           story: dict[str, Any]) -> None:
     """Write `out`/export, a `from_pretrained` folder of the averaged weights; every rank takes part.
 
     Sharded tensors are gathered one at a time and kept by the first rank only.
@@ -104,17 +106,20 @@ def export(model: Showo2, average: dict[str, Tensor], tokenizer: Tokenizer, out:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if workers.first:
             state[name] = whole.to("cpu", copy=True)
-    target = out / EXPORT
     if workers.first:
-        fresh = out / f"{EXPORT}.tmp"
+        target = out / EXPORT
+        fresh = scratch(target) if target.remote else target.path.with_name(f"{EXPORT}.tmp")
         shutil.rmtree(fresh, ignore_errors=True)
         checkpoint.save_pretrained(model, fresh, state)
         tokenizer.save_pretrained(fresh)
         (fresh / STORY).write_text(json.dumps(story, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
+        target.remove()
+        if target.remote:
+            target.put(fresh, last=(CONFIG, STORY))  # By these others know it, so nothing may miss then.
+            shutil.rmtree(fresh)
+        else:
+            fresh.rename(target.path)
     workers.barrier()
-    return target
 
 
 def write_model(model: Showo2, tokenizer: Tokenizer, out: Path) -> None:
@@ -124,26 +129,31 @@ def write_model(model: Showo2, tokenizer: Tokenizer, out: Path) -> None:
     tokenizer.save_pretrained(out / MODEL)
 
 
-def export_checkpoint(run: Path, target: Path, step: int | None = None, averaged: bool = True) -> int:
+def export_checkpoint(run: Where, target: Where, step: int | None = None, averaged: bool = True) -> int:
     """Make a `from_pretrained` folder of a checkpoint (the newest, or that of `step`) of a run, also while it trains.
 
     averaged: the average of weights, or the weights as they are. Needs no process group and no GPU. Returns the step;
     raises ValueError where there is no such checkpoint.
     """
-    folders = {int(folder.name[5:]): folder for folder in committed(run / "checkpoints")}
+    run, target = Place(run), Place(target)
+    folders = {step_of(folder.name): folder for folder in committed(run / "checkpoints")}
     if not folders or step not in (None, *folders):
         wanted = "" if step is None else f" of step {step}"
         raise ValueError(f"{run} has no checkpoint{wanted}; it has {sorted(folders)}")
     step = max(folders) if step is None else step
     parts = read_tensors(folders[step], ("model", "average"))
     with torch.device("meta"):
-        model = Showo2(Showo2Config.from_dict(json.loads((run / MODEL / CONFIG).read_text())))
-    checkpoint.save_pretrained(model, target, parts["model"] | (parts["average"] if averaged else {}))
-    Tokenizer.from_pretrained(run / MODEL).save_pretrained(target)
+        model = Showo2(Showo2Config.from_dict(json.loads((run / MODEL / CONFIG).read() or b"")))
+    folder = scratch(target) if target.remote else target.path
+    checkpoint.save_pretrained(model, folder, parts["model"] | (parts["average"] if averaged else {}))
+    Tokenizer.from_pretrained(fetched((run / MODEL).where)).save_pretrained(folder)
+    if target.remote:
+        target.put(folder, last=(CONFIG,))
+        shutil.rmtree(folder)
     return step
 
 
-def exported_step(out: Path) -> int:
+def exported_step(out: Where) -> int:
     """The step that `out`/export was made at; -1 where there is none."""
-    story = out / EXPORT / STORY
-    return json.loads(story.read_text())["step"] if story.is_file() else -1
+    story = (Place(out) / EXPORT / STORY).read()
+    return json.loads(story)["step"] if story else -1

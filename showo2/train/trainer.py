@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,16 @@ from showo2.data.loader import Batch, Loader, Stream, read_blocklist
 from showo2.data.mixture import Cursor
 from showo2.data.order import make_key
 from showo2.hardware import has_bf16
-from showo2.train import start
+from showo2.store import Place, Where, scratch
+from showo2.train import start, tracking
 from showo2.train.checkpoint import Checkpoints, State
 from showo2.train.cost import Flops, flops, peak
+from showo2.train.goodput import FILE as GOODPUT
 from showo2.train.goodput import Goodput
 from showo2.train.guard import SpikeWatch, read_skips
 from showo2.train.losses import Distillation, Objective, Unified
-from showo2.train.meters import Meters
+from showo2.train.meters import METRICS, Meters
+from showo2.train.mirror import Mirror
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
 from showo2.train.parallel import Workers, blocks, parallelize, replicas, set_gradient_sync
 from showo2.train.recipe import Recipe
@@ -35,6 +39,9 @@ from showo2.train.stopwatch import Stopwatch, pace
 from showo2.train.watchdog import STACKS, Watchdog
 
 Outcome = Literal["finished", "stopped"]
+
+# What a run that goes on needs of what it has written before, beside its checkpoints; the first is always there.
+KEPT = (start.CONFIG, METRICS, GOODPUT, *(f"{tracking.FOLDER}/{name}" for name in tracking.KEPT))
 
 
 class Diverged(RuntimeError):
@@ -61,26 +68,29 @@ class Step:
 
 
 class Trainer:
-    """A run of `recipe` on `data` (manifests or dataset folders) in the folder `out`; every rank makes one.
+    """A run of `recipe` on `data` (manifests or dataset folders) in the folder or at the URL `out`; every rank makes one.
 
     init: what the stage goes on from. stop, save_now: asked in every step, on every rank, whether to save and leave
-    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). A folder that holds
-    checkpoints is resumed from the newest.
+    after it, or only to save. on_checkpoint: told of every checkpoint begun (step and metrics). track: trackers beside
+    TensorBoard. A folder that holds checkpoints is resumed from the newest.
     """
 
-    def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Path, init: str | None = None,
+    def __init__(self, recipe: Recipe, data: tuple[str, ...], out: Where, init: str | None = None,
                  workers: Workers | None = None, stop: Callable[[], bool] = lambda: False,
                  on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None,
-                 save_now: Callable[[], bool] = lambda: False):
-        self.recipe, self.out, self.workers = recipe, Path(out), workers or Workers()
-        self.stop, self.on_checkpoint, self.save_now = stop, on_checkpoint, save_now
+                 save_now: Callable[[], bool] = lambda: False, track: tuple[tracking.Name, ...] = ()):
+        self.recipe, self.out, self.workers = recipe, Place(out), workers or Workers()
+        self.stop, self.on_checkpoint, self.save_now, self.track = stop, on_checkpoint, save_now, track
         self.manifests = start.check(recipe, data, self.out, init)
         self.workers.barrier()
-        _write_config(self.out, recipe, data, init, self.workers)
-        self.goodput = Goodput(self.out) if self.workers.first else None
+        # On a store, what is appended to is kept here and copied there.
+        self.folder = scratch(self.out) if self.out.remote else self.out.path
+        self.mirror = Mirror(self.folder, self.out, KEPT, (STACKS,)) if self.out.remote and self.workers.first else None
+        _write_config(self.folder, recipe, data, init, self.workers)
+        self.goodput = Goodput(self.folder) if self.workers.first else None
         self.model, self.tokenizer = start.build_model(recipe, init, self.workers.first)
         if self.workers.first:
-            start.write_model(self.model, self.tokenizer, self.out)
+            start.write_model(self.model, self.tokenizer, self.folder)
         trained = freeze(self.model, recipe)
         self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
                                      if recipe.distills else Unified(self.model, recipe.alpha))
@@ -95,7 +105,9 @@ class Trainer:
         self.trained = {name: p for name, p in self.model.named_parameters() if name in trained}
         self.optimizer = build_optimizer(self.trained, recipe)
         self.average = Average(self.trained, recipe.ema)
-        self.checkpoints = Checkpoints(self.out / "checkpoints", self.workers, recipe.keep)
+        # What a checkpoint's metrics file said must be there with it.
+        publish = self.mirror.push if self.mirror else lambda: None
+        self.checkpoints = Checkpoints(self.out / "checkpoints", self.workers, recipe.keep, publish)
         self.done, self.skipped, self.lost = 0, 0, 0
         self.data_state: dict[str, Any] | None = None
         self.spikes = SpikeWatch(recipe.spike)
@@ -103,10 +115,17 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""
-        meters = Meters(self.out, self.done, self.recipe.log_every, self.recipe.steps) if self.workers.first else None
+        first, told = self.workers.first, self.track if self.workers.first else ()
+        with self.mirror or nullcontext():
+            meters = Meters(self.folder, self.done, self.recipe.log_every, self.recipe.steps) if first else None
+            with tracking.Trackers(told, self.folder, self.out.name, self.done) as trackers:
+                trackers.outcome = outcome = self._run(meters)
+        return outcome
+
+    def _run(self, meters: Meters | None) -> Outcome:
         loader = Loader(self._stream(), self.manifests, self.tokenizer, self.workers.rank, self.workers.world,
                         self.done, self.data_state, self.recipe.readers)
-        watchdog = Watchdog(self.out / STACKS, self.workers.rank, self.recipe.hang_s)
+        watchdog = Watchdog(self.folder / STACKS, self.workers.rank, self.recipe.hang_s)
         try:
             outcome = self._loop(loader, meters, watchdog)
             self.checkpoints.wait()

@@ -6,13 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
-from s3fs import S3FileSystem
 
 from benchmarks.victims import encoded
 from pipelines.curate import CurateConfig, curate
@@ -24,6 +21,7 @@ from pipelines.select import named_selection
 from pipelines.sources import InputError, plan
 from pipelines.why import why
 from tests.pipelines.conftest import write_tar
+from tests.s3 import store
 
 PROJECT = Path(__file__).parents[2]
 
@@ -31,23 +29,8 @@ PROJECT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def bucket():
     """An empty bucket on a server of our own; its address and keys stand in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            environment.setenv(name, value)
-        S3FileSystem.clear_instance_cache()  # of other tests' servers
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="pictures")
+    with store("pictures") as client:
         yield client
-    server.stop()
 
 
 @pytest.mark.timeout(240)

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from showo2.train.checkpoint import MARKER, Checkpoints, _digest
+from showo2.store import Place
+from showo2.train.checkpoint import MARKER, Checkpoints, read_tensors
 from showo2.train.parallel import Workers
 
 
@@ -90,6 +91,25 @@ def test_failed_save_is_told_at_the_next_one(tmp_path):
         checkpoints.wait()
 
 
+def test_a_failed_write_of_torch_s_own_is_told_too(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, Workers(), 3)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoints.save(1, state(1.0), {})
+    with pytest.raises(RuntimeError, match="a checkpoint could not be written under"):
+        checkpoints.wait()
+
+
+def test_a_file_that_goes_while_it_is_read_is_named(tmp_path):
+    saved(tmp_path, [1])
+    (tmp_path / "step_00000001" / "__0_0.distcp").unlink()
+    with pytest.raises(OSError, match="step_00000001 cannot be read"):
+        read_tensors(Place(tmp_path / "step_00000001"), ("model",))
+
+
 def test_other_tensors_are_an_error_that_names_them(tmp_path):
     checkpoints, other = saved(tmp_path, [1]), state(0.0)
     other["model"]["a"] = torch.zeros(3, 5)
@@ -107,7 +127,7 @@ def test_metadata_cannot_run_code(tmp_path, capsys):
     folder = tmp_path / "step_00000001"
     (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
     marker = json.loads((folder / MARKER).read_text())
-    (folder / MARKER).write_text(json.dumps(marker | {".metadata": _digest(folder / ".metadata")}))
+    (folder / MARKER).write_text(json.dumps(marker | {".metadata": Place(folder / ".metadata").digest()}))
     with pytest.raises(pickle.UnpicklingError, match="builtins.print"):
         checkpoints.load_newest(state(0.0))
     assert capsys.readouterr().out == ""
