@@ -160,7 +160,7 @@ def _block(size: int) -> Tensor:
     """Memory for `size` float16 numbers; in a DataLoader's worker such as its consumer sees without a copy."""
     if get_worker_info() is None:
         return torch.empty(size, dtype=torch.float16)
-    return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,))
+    return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,), (1,))
 
 
 def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:
