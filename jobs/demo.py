@@ -80,7 +80,7 @@ def steps(demo: Demo) -> list[Step]:
         Step("distill", "semantic layers learn SigLIP's features from latents", 40, partial(stage, demo, "distill")),
         Step("stage1", "projector, fusion and flow head learn to draw and to caption", 70,
              partial(stage, demo, "stage1")),
-        Step("stage2", "the whole model learns on pictures, captions and conversations", 720,
+        Step("stage2", "the whole model learns on pictures, captions and conversations", 880,
              partial(stage, demo, "stage2")),
         Step("generate", "draw held-out prompts", 2, partial(draw, demo)),
         Step("answer", "answer questions about held-out pictures", 2, partial(answer, demo)),

@@ -43,7 +43,7 @@ STAGE2 = replace(
              Entry("caption", "caption", "pair", samples=6),
              Entry("converse", "converse", "conversation", samples=22)),
     groups=(Group(PARTS, 2e-3),),
-    schedule="cosine", steps=5000, ema=0.998, checkpoint_every=500)
+    schedule="cosine", steps=3500, ema=0.998, checkpoint_every=500)
 
 # The larger base model: `python -m showo2.tiny.parts --only llm-large`, width 192, 6 layers.
 ALIGN_LARGE = replace(
