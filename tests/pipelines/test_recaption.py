@@ -118,7 +118,7 @@ def test_again_is_nothing_new_and_a_killed_unit_comes_back_the_same(data, report
 
 
 def test_a_refused_caption_is_asked_for_again_in_other_words(tmp_path):
-    scene = Scene((Object("red", "circle", 0.25, 0.5, 0.15),))
+    scene = Scene((Object("orange", "circle", 0.5, 0.5, 0.15),))  # of which every style says something else
     write_tar(tmp_path / "0.tar", [("0.jpg", jpeg(scene))])
     with tarfile.open(tmp_path / "0.tar") as tar:
         member = tar.getmember("0.jpg")
