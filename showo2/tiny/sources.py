@@ -311,8 +311,14 @@ def _tells_held_out(text: str) -> bool:
 
 
 def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One to three questions with answers, as LLaVA stores them; sometimes a request for a caption comes first."""
-    turns: Iterator[tuple[str, str]] = iter(questions(scene, rng)[: rng.randint(1, 3)])
+    """One to three questions with answers, as LLaVA stores them; sometimes a request for a caption comes first.
+
+    Half of the conversations begin with where things are: a model learns last which of two looks stands at which place.
+    """
+    asked = questions(scene, rng)
+    if rng.random() < 0.5:
+        asked.sort(key=lambda turn: not turn[0].startswith("where"))
+    turns: Iterator[tuple[str, str]] = iter(asked[: rng.randint(1, 3)])
     if rng.random() < 0.25:
         style = draw_style(scene, rng)
         turns = iter([(CAPTION_PROMPTS[style], describe(scene, style)), *turns])
