@@ -64,7 +64,7 @@ def train(demo: Demo, distilled: Path | None) -> None:
 def judged(demo: Demo) -> dict[str, float]:
     """The judge's scores of the last stage: {"picture", "question"}."""
     print(f"{demo.out.name}: {steps.score(demo)}")
-    scores = json.loads((demo.out / "scores.json").read_text())["scores"]
+    scores = json.loads((demo.out / "scores.json").read_text())
     return {part: scores[part]["score"] for part in ("picture", "question")}
 
 

@@ -8,7 +8,7 @@ Shapes: B samples, L context, n = B pictures (one a sample), N visual tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class ReleasedBatch:
     velocity: Tensor
     t: Tensor
 
+    def to(self, device: torch.device) -> ReleasedBatch:
+        """The same batch on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "spans"})
+
 
 def _attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: None, scaling: float | None = None,
                *, omni_mask: Tensor, **_: object) -> tuple[Tensor, None]:
@@ -50,7 +54,8 @@ AttentionInterface.register(_ATTENTION, _attention)
 def without_savings(model: Showo2) -> Showo2:
     """The model with Hugging Face's own layers as they are: no forward of ours in them (`showo2.model.lean`)."""
     for module in model.modules():
-        vars(module).pop("forward", None)
+        if type(module).__name__.startswith("Lean"):
+            module.__class__ = type(module).__base__
     model.language_model.set_attn_implementation(_ATTENTION)
     return model
 
@@ -58,7 +63,7 @@ def without_savings(model: Showo2) -> Showo2:
 def dense_additive_mask(ids: Tensor, spans: list[tuple[int, int]]) -> Tensor:
     """(B, 1, L, L) float mask, built through int64 matrices as the released helper does."""
     b, length = ids.shape
-    place = torch.arange(length)
+    place = torch.arange(length, device=ids.device)
     causal = (place[:, None] >= place[None, :]).long()[None].repeat(b, 1, 1)
     for row, (offset, size) in enumerate(spans):
         inside = ((place >= offset) & (place < offset + size)).long()
@@ -81,7 +86,7 @@ def _block(block: FlowBlock, x: Tensor, time: Tensor, spans: list[tuple[int, int
         _modulations(t, spans, length, text) for t, text in zip(tables, (0, 0, 1, 0, 0, 1), strict=True))
     attention = block.attention
     h = block.attention_norm(x) * (1 + scale_a) + shift_a
-    cos, sin = rope(torch.arange(length)[None], rope_frequencies(attention.head_dim))
+    cos, sin = rope(torch.arange(length, device=x.device)[None], rope_frequencies(attention.head_dim))
     q, k, v = (p(h).unflatten(-1, (-1, attention.head_dim)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
     q, k = (rotate(norm(y).transpose(1, 2), cos, sin) for norm, y in ((attention.q_norm, q), (attention.k_norm, k)))
     groups = q.shape[1] // k.shape[1]
@@ -104,7 +109,7 @@ def forward(model: Showo2, batch: ReleasedBatch) -> tuple[Tensor, Tensor]:
         embeds[row, offset + 1:offset + size] = fused[row]
     mask = dense_additive_mask(batch.ids, batch.spans)
     out = model.language_model.model(inputs_embeds=embeds, omni_mask=mask, use_cache=True, output_hidden_states=True,
-                                     position_ids=torch.arange(length)[None].expand(b, -1))
+                                     position_ids=torch.arange(length, device=embeds.device)[None].expand(b, -1))
     logits = model.logits(out.last_hidden_state)
     ntp = F.cross_entropy(logits[:, :-1].contiguous().view(-1, logits.shape[-1]).float(),
                           batch.labels[:, 1:].contiguous().view(-1))

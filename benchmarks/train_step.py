@@ -116,13 +116,14 @@ def theirs(folder: Path, steps: int, with_vae: bool) -> Iterator[tuple[float, fl
         yield time.perf_counter(), time.process_time()
 
 
-def released_batch(micro: list[Packed]) -> released.ReleasedBatch:
+def released_batch(micro: list[Packed], bucket: tuple[int, int, int] = BUCKET,
+                   context: int = 1024) -> released.ReleasedBatch:
     """Packed batches of one document each, as the released trainer has them."""
     visuals = [packed.visuals[0] for packed in micro]
     starts = [int(v.start[0]) for v in visuals]
-    size = BUCKET[1] * BUCKET[2] // 4 + 1
-    labels = torch.full((len(micro), 1024), IGNORE)
-    learned = torch.zeros(len(micro), 1024, dtype=torch.int64)
+    size = bucket[1] * bucket[2] // 4 + 1
+    labels = torch.full((len(micro), context), IGNORE)
+    learned = torch.zeros(len(micro), context, dtype=torch.int64)
     for row, (packed, v, start) in enumerate(zip(micro, visuals, starts, strict=True)):
         labels[row, 1:] = packed.labels[0, :-1]
         learned[row, start + 1:start + size] = int(v.target[0])

@@ -15,8 +15,9 @@ _PACKAGES = ("torch", "transformers", "diffusers", "ray", "pyarrow", "numpy", "p
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that move the numbers."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+    """Python's version and those of the packages that move the numbers, as far as they are installed."""
+    installed = {str(d.name).lower(): d.version for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{name: installed[name] for name in _PACKAGES if name in installed}}
 
 
 def machine() -> dict[str, Any]:

@@ -129,6 +129,8 @@ class LatentEncoder:
         """`vae`: spec for `WanVAE.from_pretrained`; `data`: the dataset's folder; `options`: of `Options`."""
         torch.set_num_threads(1)
         self.vae = WanVAE.from_pretrained(vae, device="cuda" if gpu else "cpu")
+        if gpu:
+            self.vae.compiled()
         self.data, self.options = data, Options(**options)
         self.clips = ClipReader()
 

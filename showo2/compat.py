@@ -17,8 +17,8 @@ def overwrite_bos(packed: Packed, rows: Tensor, t: Tensor) -> Packed:
     rows: (m,) int64 rows of the batch, t: (m,) the padding images' times. A medium of no frames is a time token alone.
     """
     context = packed.ids.shape[1]
-    empty = torch.zeros(len(rows), packed.visuals[0].latents.shape[1], 0, PATCH, PATCH)
-    nothing = torch.zeros(len(rows), dtype=torch.bool)
+    empty = torch.zeros(len(rows), packed.visuals[0].latents.shape[1], 0, PATCH, PATCH, device=t.device)
+    nothing = torch.zeros(len(rows), dtype=torch.bool, device=t.device)
     start = rows * context
     return replace(packed, visuals=[*packed.visuals, Visuals(empty, empty, t, nothing, start, start)])
 

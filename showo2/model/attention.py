@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
+# Side of FlexAttention's blocks, in tokens.
+BLOCK = 128
 # Rows from which slicing documents out beats attending to a whole row of them, on a CPU.
 _LONG_ROW = 512
 
@@ -45,14 +47,42 @@ def dense_mask(doc: Tensor, span: Tensor, queries: slice = slice(None)) -> Tenso
 def block_mask(doc: Tensor, span: Tensor) -> BlockMask:
     """FlexAttention's mask of (B, L) rows flattened to one of B*L: ids are unique in the batch, so no batch index.
 
-    (A closure that indexes by batch while `B=None` silently gives every sample the first one's mask.)
+    (A closure that indexes by batch while `B=None` silently gives every sample the first one's mask.) A document and a
+    span are each in one piece, so which blocks attend follows from the ends of blocks: PyTorch's own
+    `create_block_mask` looks at every pair of tokens.
     """
     doc, span = doc.reshape(-1).int(), span.reshape(-1).int()
 
     def omni(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (doc[q] == doc[k]) & ((q >= k) | ((span[q] > 0) & (span[q] == span[k])))
 
-    return create_block_mask(omni, B=None, H=None, Q_LEN=len(doc), KV_LEN=len(doc), device=str(doc.device))
+    # Pieces in order of their first token, which padding (negative ids) is not.
+    piece = F.pad((doc[1:] != doc[:-1]).cumsum(0), (1, 0))
+    missing = -len(doc) % BLOCK
+    first, last = _ends(F.pad(piece, (0, missing), value=len(doc)))
+    first_span, last_span = _ends(F.pad(span, (0, missing)))
+    place = torch.arange(len(first), device=doc.device)
+    earlier, same = place[:, None] > place, place[:, None] == place
+    meets = first[:, None] <= last  # The key's document reaches into the query's block, or beyond it.
+    ahead = (last_span[:, None] > 0) & (last_span[:, None] == first_span)
+    some = same | (earlier & meets) | (~earlier & ahead)
+    one, filled = first == last, (first_span == last_span) & (first_span > 0)
+    whole = earlier & one[:, None] & one & (first[:, None] == first)
+    whole |= filled[:, None] & filled & (first_span[:, None] == first_span)
+    return BlockMask.from_kv_blocks(*_listed(some & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=omni,
+                                    seq_lengths=(len(doc), len(doc)))
+
+
+def _ends(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The ids of the first and of the last token of each block."""
+    blocks = ids.view(-1, BLOCK)
+    return blocks[:, 0], blocks[:, -1]
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has in a boolean (n, n), and which, these first: (1, 1, n), (1, 1, n, n)."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def additive(mask: Tensor) -> Tensor:
@@ -85,7 +115,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = No
     Without a mask every query sees every key.
     """
     if isinstance(mask, BlockMask):
-        out = _flex()(*map(_flatten, (q, k, v)), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        # In a compiled block it is compiled with the block.
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex
+        out = flex(*map(_flatten, (q, k, v)), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         return _unflatten(out, q)
     if torch.bfloat16 in (q.dtype, k.dtype, v.dtype) and not q.is_cuda:
         # On CPUs the backward pass of attention in bf16 takes three times as long as in fp32.
@@ -124,15 +156,8 @@ def _attend_documents(q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask, scale
     return torch.cat([*pieces, q[:, :, end:] * 0], 2)
 
 
-_compiled = None
-
-
-def _flex():
-    # Only the compiled kernel skips blocks; the eager one materialises all scores.
-    global _compiled
-    if _compiled is None:
-        _compiled = torch.compile(flex_attention, dynamic=False)
-    return _compiled
+# Only the compiled kernel skips blocks; the eager one materialises all scores.
+_compiled_flex = torch.compile(flex_attention, dynamic=False)
 
 
 def _omni_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,

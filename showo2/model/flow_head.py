@@ -74,9 +74,9 @@ class _Modulate(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, scale, index = ctx.saved_tensors
         grad = grad.float()
-        rows, width = index.flatten(), scale.shape[1]
-        to_shift = torch.zeros_like(scale).index_add_(0, rows, grad.reshape(-1, width))
-        to_scale = torch.zeros_like(scale).index_add_(0, rows, (grad * x).reshape(-1, width))
+        # Thousands of tokens share a row: on GPUs index_add_ would queue for it, and sum in another order each time.
+        members = F.one_hot(index.flatten(), len(scale)).to(grad).T
+        to_shift, to_scale = (members @ g.flatten(0, 1) for g in (grad, grad * x))
         return (grad * (1 + F.embedding(index, scale))).to(x.dtype), to_shift, to_scale, None
 
 

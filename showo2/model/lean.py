@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,13 +35,24 @@ def plain_mlp(mlp: Any, x: Tensor) -> Tensor:
     return recomputed(lambda h: mlp.fc2(mlp.activation_fn(h)), mlp.fc1(x))
 
 
+def recomputed_norm(norm: Any, x: Tensor) -> Tensor:
+    """The module's own norm; of its activations, its input is kept."""
+    return recomputed(partial(type(norm).__base__.forward, norm), x)
+
+
 def make_lean(layers: nn.ModuleList) -> None:
     """Give transformer blocks of Hugging Face models these savings, as far as they have the usual parts."""
     for layer in layers:
         for part in layer.children():
             if type(part).__name__.endswith("RMSNorm"):
-                part.forward = partial(recomputed, part.forward)
+                part.__class__ = _lean(type(part), recomputed_norm)
             elif hasattr(part, "gate_proj"):
-                part.forward = partial(gated_mlp, part)
+                part.__class__ = _lean(type(part), gated_mlp)
             elif hasattr(part, "fc2"):
-                part.forward = partial(plain_mlp, part)
+                part.__class__ = _lean(type(part), plain_mlp)
+
+
+@cache
+def _lean(kind: type[nn.Module], forward: Callable[..., Tensor]) -> type[nn.Module]:
+    # A class, not a forward of each module's own: by that a compiler would tell equal blocks apart, and compile each.
+    return type(f"Lean{kind.__name__}", (kind,), {"forward": forward})

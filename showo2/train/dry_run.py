@@ -153,7 +153,7 @@ def dry_run(recipe: Recipe, config: Showo2Config, gpus: int) -> Footprint:
     if recipe.distills:
         raise ValueError(f"recipe {recipe.name} distills, which needs little: run a later stage dry")
     recipe = replace(recipe, parallel=replace(recipe.parallel, compile=False))
-    micro = pack(_rows(recipe, gpus), recipe.context, _SPECIAL)
+    micro = pack(rows(recipe, gpus), recipe.context, _SPECIAL)
     with pretended_group(gpus) as workers, _counted() as live:
         model = Showo2(config)
         objective = Unified(model, recipe.alpha)
@@ -182,7 +182,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _rows(recipe: Recipe, gpus: int) -> list[list[Document]]:
+def rows(recipe: Recipe, gpus: int) -> list[list[Document]]:
     """The documents of the most loaded rank's micro-batch, packed."""
     documents: list[Document] = []
     for entry in recipe.mixture:
@@ -192,11 +192,11 @@ def _rows(recipe: Recipe, gpus: int) -> list[list[Document]]:
 
 def _document(recipe: Recipe, entry: Entry) -> Document:
     """A sample of `entry` with `TEXT_TOKENS` of text, and as many pictures as fit where it is interleaved."""
-    nothing, text = torch.zeros(CHANNELS, *(entry.bucket or recipe.bucket)), list(range(TEXT_TOKENS))
-    drawn = Media(nothing, 0.5, nothing, target=True)
+    latents, text = torch.randn(CHANNELS, *(entry.bucket or recipe.bucket)), list(range(TEXT_TOKENS))
+    drawn = Media(latents, 0.5, torch.randn_like(latents), target=True)
     if entry.task == "tell":
         segments = (recipe.context - 2) // (drawn.tokens + TEXT_TOKENS)
         return [part for _ in range(segments) for part in (Text(text, True), drawn)]
     if entry.task == "generate":
         return [Text(text), drawn, Text([0, 0])]
-    return [Text([0, 0]), Media(nothing), Text(text, True)]
+    return [Text([0, 0]), Media(latents), Text(text, True)]

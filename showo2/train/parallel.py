@@ -86,6 +86,9 @@ def parallelize(root: nn.Module, units: Sequence[nn.Module], workers: Workers, p
 
     Names of parameters stay what they were. Raises ValueError where the workers do not divide into replicas.
     """
+    if plan.compile:
+        # Blocks of three kinds, each for fixed and for changing shapes: past the limit they would run uncompiled.
+        torch._dynamo.config.recompile_limit = 64
     for unit in units:
         if plan.recompute != "nothing":
             _recompute(unit, whole=plan.recompute == "blocks")

@@ -1,6 +1,6 @@
 """The golden data: what the released implementation recorded, and our pieces run on it.
 
-`SHOWO2_GOLDEN=DIR` names other data of the same form; every size is read from it.
+`SHOWO2_GOLDEN=DIR` names other data of the same form; every size is read from it. `SHOWO2_DEVICE=cuda` runs on a GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from showo2.text import SpecialTokens
 
 GOLDEN = Path(os.environ.get("SHOWO2_GOLDEN", Path(__file__).parents[1] / "golden"))
 ACTIVATION, LOSS, GRADIENT, TRAJECTORY, VAE = 2e-5, 1e-5, 1e-4, 2e-4, 1e-5
+DEVICE = os.environ.get("SHOWO2_DEVICE", "cpu")
+# The tolerances are those of float32; PyTorch lets convolutions on GPUs have less.
+torch.backends.cudnn.allow_tf32 = False
 # Scenarios that some test has asked for.
 ASKED: set[str] = set()
 
@@ -47,9 +50,9 @@ def facts(name: str) -> dict:
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-def read(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+def read(name: str, device: str = DEVICE) -> tuple[dict, dict[str, torch.Tensor]]:
     """A scenario's `.json` and its tensors."""
-    return facts(name), load_file(GOLDEN / f"{name}.safetensors")
+    return facts(name), load_file(GOLDEN / f"{name}.safetensors", device)
 
 
 def load_model(name: str) -> Showo2:
@@ -58,7 +61,7 @@ def load_model(name: str) -> Showo2:
     config = facts(f"model_{kind}/config")["config"]
     llm = {"model_type": "qwen2", **config["llm_config_on_disk(vocab before resize)"]}
     where = GOLDEN / f"model_{kind}" / "official_save_pretrained"
-    return Showo2.from_pretrained(where, llm=llm, siglip=config["siglip_vision_config"])
+    return Showo2.from_pretrained(where, llm=llm, siglip=config["siglip_vision_config"]).to(DEVICE)
 
 
 def special_ids(ids: dict[str, int]) -> SpecialTokens:
@@ -96,7 +99,7 @@ def pack_golden(g: dict[str, torch.Tensor]) -> Packed:
         labels[:, :-1] = g["text_labels"][:, 1:]
     doc = torch.arange(1, b + 1)[:, None].repeat(1, length)
     visuals = [Visuals(x1[kept], x0[kept], t[kept], target, start, start)]
-    return Packed(ids, labels, doc, span, columns, columns, visuals)
+    return Packed(ids, labels, doc, span, columns, columns, visuals).to(torch.device(DEVICE))
 
 
 def as_released(packed: Packed, g: dict[str, torch.Tensor]) -> Packed:
@@ -115,7 +118,7 @@ def run(model: Showo2, packed: Packed) -> dict[str, torch.Tensor]:
     visuals = packed.visuals[0]
     n, (frames, h, w) = len(visuals.t), visuals.latents.shape[2:]
     tokens = frames * h * w // 4
-    v = velocity.flatten(0, 1)[visuals.start[:, None] + 1 + torch.arange(tokens)]
+    v = velocity.flatten(0, 1)[visuals.start[:, None] + 1 + torch.arange(tokens, device=DEVICE)]
     return {"act.llm_inputs_embeds": embeds, "act.llm_last_hidden": hidden, "logits": model.logits(hidden),
             "act.time_embed_out": time, "act.diff_proj_out": model.flow_head.project(hidden),
             "act.flow_out_fullseq": velocity, "v_pred": flow.from_tokens(v, (frames, h, w))[:n]}
@@ -123,7 +126,7 @@ def run(model: Showo2, packed: Packed) -> dict[str, torch.Tensor]:
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
     """Equal within an absolute tolerance."""
-    torch.testing.assert_close(ours.view_as(theirs), theirs, atol=tolerance, rtol=0)
+    torch.testing.assert_close(ours.view_as(theirs).cpu(), theirs.cpu(), atol=tolerance, rtol=0)
 
 
 def layout_document(case: str, layout: dict, ids: list[int], media: list[Media], spans: list[list[int]]) -> list:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from showo2.model.attention import attend, block_mask, dense_mask, document_mask
+from showo2.model.attention import BLOCK, attend, block_mask, dense_mask, document_mask
 
 
 def allowed(doc, span, q, k) -> bool:
@@ -49,6 +49,36 @@ def packed_ids(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     span[0, 5:30], span[0, length // 2 + 3:length - 20] = 1, 2
     span[1, 4:60], span[1, 70:90] = 3, 4
     return doc, span
+
+
+parts = st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), parts), min_size=1, max_size=5))
+def test_block_mask_lists_the_blocks_that_attend(documents):
+    """Some pair of a listed block attends, every pair of a full one; no other block does."""
+    doc, span = [], []
+    for number, (padding, pieces) in enumerate(documents, 1):
+        for i, (size, visual) in enumerate(pieces):
+            doc += [-number if padding else number] * size
+            span += [(10 * number + i) * (visual and not padding)] * size
+    doc, span = torch.tensor([doc]), torch.tensor([span])
+    mask = block_mask(doc, span)
+    n = -(-doc.shape[1] // BLOCK)
+    exact = torch.zeros(n * BLOCK, n * BLOCK, dtype=torch.bool)
+    exact[:doc.shape[1], :doc.shape[1]] = dense_mask(doc, span)[0, 0]
+    tiles = exact.view(n, BLOCK, n, BLOCK).transpose(1, 2).flatten(2)
+
+    def listed(counts, indices):
+        found = torch.zeros(n, n, dtype=torch.bool)
+        for row in range(n):
+            found[row, indices[0, 0, row, :counts[0, 0, row]].long()] = True
+        return found
+
+    some, whole = listed(mask.kv_num_blocks, mask.kv_indices), listed(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert torch.equal(whole, tiles.all(2))
+    assert torch.equal(some | whole, tiles.any(2)) and not (some & whole).any()
 
 
 def qkv(length: int):

@@ -46,7 +46,7 @@ def test_text_alone_is_read_as_the_language_model_reads_it(family):
 
 def test_losses_and_gradients_do_not_depend_on_the_kind_of_mask(family, monkeypatch):
     # Eager FlexAttention says what the compiled one computes (test_attention.py); neither has a backward on a CPU.
-    monkeypatch.setattr(attention, "_compiled", flex_attention)
+    monkeypatch.setattr(attention, "_compiled_flex", flex_attention)
     packed = pack([[draw(0), read(1), TEXT], [draw(2)]], 128, SPECIAL)
     losses, gradients = [], []
     for make in (attention.dense_mask, attention.document_mask, attention.block_mask):

@@ -1,6 +1,6 @@
 """Every scenario of the golden data that the released implementation recorded, within the tolerances of its README.
 
-`SHOWO2_GOLDEN=DIR` names other data of the same form; every size is read from it (see `golden.py`).
+`SHOWO2_GOLDEN=DIR` names other data of the same form, `SHOWO2_DEVICE=cuda` a GPU (see `golden.py`).
 """
 
 import json
@@ -32,6 +32,7 @@ from showo2.vae import WanVAE
 from tests.model.golden import (
     ACTIVATION,
     ASKED,
+    DEVICE,
     GOLDEN,
     GRADIENT,
     LOSS,
@@ -134,6 +135,7 @@ def test_distillation(name: str):
     latents = g["image_latents"]
     semantic = SemanticLayers(config, round(len(state["position.weight"]) ** 0.5))
     semantic.load_state_dict(state)
+    semantic.to(DEVICE)
     features = semantic(latents)
     close(features, g["features"], ACTIVATION)
     total, _ = distillation_loss(features, g["clip_features"])
@@ -177,7 +179,7 @@ def test_training_times(name: str):
 
 @pytest.mark.parametrize("name", scenarios("l_components"))
 def test_components(name: str):
-    _, g = read(name)
+    _, g = read(name, "cpu")
     inverse = rope_frequencies(2 * len(g["flow_inv_freq"]))
     torch.testing.assert_close(inverse, g["flow_inv_freq"], rtol=1e-6, atol=0)
     cos, sin = rope(g["positions"][None], inverse)
@@ -197,7 +199,7 @@ def test_components(name: str):
 
 @pytest.mark.parametrize("name", scenarios("n_output_pixel_order"))
 def test_output_pixel_order(name: str):
-    _, g = read(name)
+    _, g = read(name, "cpu")
     for kind in ("image", "video"):
         latent = g[f"{kind}_latent"]
         latent = latent[:, :, None] if latent.dim() == 4 else latent
@@ -255,14 +257,14 @@ def vae() -> WanVAE:
               "temperal_downsample": sizes["temperal_downsample"], "latents_mean": sizes["mean"],
               "latents_std": sizes["std"]}
     state = load_file(GOLDEN / "vae" / "official_state_dict.safetensors")
-    return WanVAE(config, convert_wan_vae_to_diffusers(state))
+    return WanVAE(config, convert_wan_vae_to_diffusers(state), device=DEVICE)
 
 
 @pytest.mark.parametrize("scenario", sorted(
     key.removesuffix(".pixels") for path in (GOLDEN / "vae").glob("golden.json")
     for key in json.loads(path.read_text())["tensors"] if key.endswith(".pixels")))
 def test_vae(vae: WanVAE, scenario: str):
-    golden = load_file(GOLDEN / "vae" / "golden.safetensors")
+    golden = load_file(GOLDEN / "vae" / "golden.safetensors", DEVICE)
     mean, logvar = vae.moments(golden[f"{scenario}.pixels"])
     close(mean, golden[f"{scenario}.mu_norm"], VAE)
     close(logvar, golden[f"{scenario}.logvar_raw"], VAE)
@@ -301,7 +303,7 @@ def test_velocity(name: str):
             close(flow.guide(*raw.flip(0).unflatten(0, (2, -1)).flip(1), expected["guidance_scale"]),
                   g["v_cfg"][:len(z)], 10 * ACTIVATION)
         if "v_at_t05" in g:
-            v_text, v_null = velocity(z, torch.tensor(0.5)).chunk(2)
+            v_text, v_null = velocity(z, z.new_tensor(0.5)).chunk(2)
             v = flow.guide(v_null, v_text, expected["guidance_scale"])
             v[:, :, :1] = 0
             close(v, g["v_at_t05"][:len(z)], 10 * ACTIVATION)
@@ -313,7 +315,7 @@ def test_answers(name: str, mask: str):
     expected, g = read(name)
     model, special = load_model(name).eval(), special_ids(expected["config"]["special_ids"])
     before, after = g["text_tokens_a"][0].tolist(), g["text_tokens_b"][0].tolist()
-    document = [Text([*before, after[0]]), Media(g["image_latents"][0][:, None]), Text(after[1:])]
+    document = [Text([*before, after[0]]), Media(g["image_latents"][0][:, None].cpu()), Text(after[1:])]
     wanted = g[f"tokens_{mask}"].tolist()
     answer = greedy(model, special, [document], len(wanted), released_spans=mask == "official")[0]
     assert answer == until_stop(wanted, special)
@@ -324,7 +326,7 @@ def test_answers(name: str, mask: str):
 def test_mixed_modal_text(name: str, key: str, t: float | None):
     expected, g = read(name)
     model, special = load_model(name).eval(), special_ids(expected["config"]["special_ids"])
-    ids, latents = g["input_ids"].tolist(), g["image_latents"][0][:, None]
+    ids, latents = g["input_ids"].tolist(), g["image_latents"][0][:, None].cpu()
     offset, size = g["modality_positions"][0, 0].tolist()
     prefix = int(re.search(r"input_ids\[:(\d+)\]", expected["tensors"]["lm"]["meaning"]).group(1))
     document = [Text(ids[:prefix])] if t is None else [
