@@ -35,7 +35,7 @@ from showo2.generate.decoder import greedy
 from showo2.model import Showo2, Showo2Config
 from showo2.model.attention import additive, attend, block_mask, dense_mask
 from showo2.model.weights import read
-from showo2.sequence import Media, Packed, Text, length, pack
+from showo2.sequence import Media, Text, length, pack
 from showo2.text import SpecialTokens, Tokenizer
 from showo2.train.cost import flops, peak
 from showo2.train.dry_run import dry_run, rows
@@ -51,6 +51,8 @@ SPECIAL = SpecialTokens(*range(9))
 # Recipes whose step is measured, and the GPUs that share their global batch.
 STEPS = {"1.5b-stage1a": 64, "1.5b-stage2c": 64, "1.5b-stage1-video": 64, "1.5b-high1024": 64, "7b-align": 128}
 PARTS = ("attention", "resume", "vae", "draw", *(f"train-{name}" for name in STEPS), "released")
+# Bytes that the dry run counts for the same steps; needs no GPU, and time that a GPU need not wait for.
+COUNT = "count"
 Found = list[Row | Aim]
 
 
@@ -100,7 +102,7 @@ def share(name: str, small: bool) -> Recipe:
         return recipe
     mixture = tuple(replace(e, samples=1, bucket=(e.bucket or (1,))[:1] + (6, 6)) for e in mixture)
     return replace(recipe, mixture=mixture, context=512, model=replace(recipe.model, size=48),
-                   parallel=Parallel(recompute=recipe.parallel.recompute))
+                   parallel=replace(recipe.parallel, shard=0, compile=False))
 
 
 def config_of(recipe: Recipe, small: bool) -> Showo2Config:
@@ -150,17 +152,22 @@ class Stepper:
 
 
 def measure_step(name: str, options: Options) -> Found:
-    """A step of a recipe: time, tokens, use of the arithmetic, memory against the dry run's count."""
-    recipe, device = share(name, options.small), options.device
+    """A step of a recipe: time, tokens, use of the arithmetic, memory."""
+    recipe = share(name, options.small)
     config = config_of(recipe, options.small)
     closely = name == "1.5b-stage1a"
     found = _step_rows(f"{name}, compiled", recipe, config, options, closely)
     if closely:
         eager = replace(recipe, parallel=replace(recipe.parallel, compile=False))
         found += _step_rows(f"{name}, eager", eager, config, options, False)
-    counted = dry_run(recipe, config, 1).peak / 1e9
-    found.append(Row(f"{name}: peak memory that the dry run counts, eager", counted, "GB"))
-    return [replace(row, name=row.name + f" ({device_name(device)})") for row in found]
+    return found
+
+
+def count_bytes(options: Options) -> Found:
+    """Peak memory of the same steps, uncompiled, as the dry run counts it."""
+    shares = {name: share(name, options.small) for name in STEPS}
+    return [Row(f"{name}: peak memory by the dry run", dry_run(r, config_of(r, options.small), 1).peak / 1e9, "GB")
+            for name, r in shares.items()]
 
 
 def _step_rows(what: str, recipe: Recipe, config: Showo2Config, options: Options, closely: bool) -> Found:
@@ -189,7 +196,7 @@ def _step_rows(what: str, recipe: Recipe, config: Showo2Config, options: Options
             times.append(seconds(step, options, 1, warm=0) / max(1, int((other.doc > 0).sum())) * tokens / took)
         changed = [Row(f"{what}: a token where lengths change, at first", max(times), "times as long"),
                    Row(f"{what}: a token where lengths change, then", median(times[len(others):]), "times as long")]
-    del step, model, objective
+    del step
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return [Row(f"{what}: a step of {samples} samples", took, "s"), Row(f"{what}: tokens", tokens / took, "1/s"),
@@ -210,12 +217,12 @@ def measure_released(options: Options) -> Found:
     plan = replace(recipe, parallel=recipes.get(recipe.name).parallel if not options.small else recipe.parallel)
     plan = replace(plan, parallel=replace(plan.parallel, shard=0))
     took = {"ours, compiled": seconds(Stepper(ours, plan, options, lambda: objective.sums(packed), weights), options)}
-    del ours, objective
+    del ours
     batch = released_batch([pack([d], recipe.context, SPECIAL) for d in documents], recipe.bucket, recipe.context).to(device)
     released.without_savings(theirs)
     # What shards a model does so around its forward.
-    theirs.forward = lambda: torch.stack(released.forward(theirs, batch))
-    took["released"] = seconds(Stepper(theirs, recipe, options, lambda: theirs(), torch.tensor([recipe.alpha, 1.0])), options)
+    theirs.forward = lambda batch: torch.stack(released.forward(theirs, batch))
+    took["released"] = seconds(Stepper(theirs, recipe, options, lambda: theirs(batch), torch.tensor([recipe.alpha, 1.0])), options)
     vae, side = wan(options), 8 * recipe.bucket[1]
     pixels = torch.rand(len(documents), 3, 1, side, side, device=device, dtype=vae.dtype) * 2 - 1
 
@@ -299,7 +306,7 @@ def measure_attention(options: Options) -> Found:
         for way, mask in masks.items():
             inputs = [x.clone().requires_grad_() for x in (q, k, v)]
 
-            def call(inputs: list[Tensor] = inputs, mask: Tensor | BlockMask = mask) -> tuple[Tensor, ...]:
+            def call(inputs: list[Tensor] = inputs, mask: Tensor | BlockMask = mask, grad: Tensor = grad) -> tuple[Tensor, ...]:
                 out = attend(*inputs, mask)
                 return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
@@ -318,7 +325,7 @@ def measure_attention(options: Options) -> Found:
 def measure_resume(options: Options) -> Found:
     """The real trainer (NCCL, bf16, compiled, 12.9 M parameters): a run that is stopped and resumed, and one that is not."""
     steps, half = 12, 6
-    parallel = Parallel() if options.small else Parallel(precision="bf16", compile=True)
+    parallel = Parallel(precision="bf16", compile=not options.small)
     recipe = replace(small_recipe(steps), parallel=parallel, checkpoint_every=half)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -366,13 +373,8 @@ def measure(part: str, options: Options) -> Found:
     if part.startswith("train-"):
         return measure_step(part.removeprefix("train-"), options)
     ways = {"attention": measure_attention, "resume": measure_resume, "vae": measure_vae, "draw": measure_draw,
-            "released": measure_released}
+            "released": measure_released, COUNT: count_bytes}
     return ways[part](options)
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name as the driver tells it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def told(options: Options, log: IO[str]) -> Iterator[Found]:
@@ -381,7 +383,7 @@ def told(options: Options, log: IO[str]) -> Iterator[Found]:
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", part, *["--small"] * options.small]
         begin = time.monotonic()
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+            run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=options.limit)
             log.write(f"--- {part}\n{run.stderr}\n")
             problem = run.stderr[-3000:] if run.returncode else ""
         except subprocess.TimeoutExpired as error:
@@ -398,8 +400,8 @@ def main(options: Options) -> None:
     if options.one:
         print(json.dumps([vars(item) for item in measure(options.one, options)]))
         return
-    if not options.small and not torch.cuda.is_available():
-        raise SystemExit("no GPU here; --small rehearses on a CPU")
+    if not options.small and options.parts != (COUNT,) and not torch.cuda.is_available():
+        raise SystemExit(f"no GPU here; --small rehearses on a CPU, and --parts {COUNT} needs none")
     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     with open(Path(options.json).with_suffix(".log"), "w") as log:
         found = [item for part in told(options, log) for item in part]

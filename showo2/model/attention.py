@@ -3,7 +3,7 @@
     attend(q, k)  <=>  doc[q] == doc[k] and (q >= k or (span[q] > 0 and span[q] == span[k]))
 
 GPUs run it through FlexAttention with a block mask over the flattened batch, CPUs through SDPA: with one dense mask
-where rows are short, document by document where they are long.
+where rows are short (as GPUs do where the batch is no longer than a block), document by document where they are long.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def document_mask(doc: Tensor, span: Tensor) -> DocumentMask:
 
 def make_mask(doc: Tensor, span: Tensor) -> Mask:
     """The mask that attention on this device, over rows of this length, wants."""
-    if doc.is_cuda:
+    if doc.is_cuda and doc.numel() >= BLOCK:  # Less than a block, FlexAttention has no kernel for.
         return block_mask(doc, span)
     return document_mask(doc, span) if doc.shape[1] >= _LONG_ROW else additive(dense_mask(doc, span))
 
