@@ -117,7 +117,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = No
     if isinstance(mask, BlockMask):
         # In a compiled block it is compiled with the block.
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex
-        out = flex(*map(_flatten, (q, k, v)), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out = flex(_flatten(q), _flatten(k), _flatten(v), block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         return _unflatten(out, q)
     if torch.bfloat16 in (q.dtype, k.dtype, v.dtype) and not q.is_cuda:
         # On CPUs the backward pass of attention in bf16 takes three times as long as in fp32.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,22 +37,23 @@ def plain_mlp(mlp: Any, x: Tensor) -> Tensor:
 
 def recomputed_norm(norm: Any, x: Tensor) -> Tensor:
     """The module's own norm; of its activations, its input is kept."""
-    return recomputed(partial(type(norm).__base__.forward, norm), x)
+    return recomputed(super(type(norm), norm).forward, x)
 
 
 def make_lean(layers: nn.ModuleList) -> None:
     """Give transformer blocks of Hugging Face models these savings, as far as they have the usual parts."""
     for layer in layers:
         for part in layer.children():
-            if type(part).__name__.endswith("RMSNorm"):
-                part.__class__ = _lean(type(part), recomputed_norm)
+            kind: Any = type(part)
+            if kind.__name__.endswith("RMSNorm"):
+                part.__class__ = _lean(kind, recomputed_norm)
             elif hasattr(part, "gate_proj"):
-                part.__class__ = _lean(type(part), gated_mlp)
+                part.__class__ = _lean(kind, gated_mlp)
             elif hasattr(part, "fc2"):
-                part.__class__ = _lean(type(part), plain_mlp)
+                part.__class__ = _lean(kind, plain_mlp)
 
 
 @cache
-def _lean(kind: type[nn.Module], forward: Callable[..., Tensor]) -> type[nn.Module]:
-    # A class, not a forward of each module's own: by that a compiler would tell equal blocks apart, and compile each.
+def _lean(kind: Any, forward: Any) -> Any:
+    """A class, not a forward of each module's own: by that a compiler would tell equal blocks apart, and compile each."""
     return type(f"Lean{kind.__name__}", (kind,), {"forward": forward})
