@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,14 @@ def test_single_frame_equals_3d_path(vae, shape):
 def test_first_latent_frame_of_a_clip_is_that_of_its_first_picture(vae):
     clip = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     assert torch.allclose(vae.encode(clip)[:, :, :1], vae.encode(clip[:, :, :1]), atol=1e-5, rtol=0)
+
+
+def test_compiled_it_gives_the_same_latents(vae, monkeypatch):
+    # Generating code for a CPU takes a minute; capturing the graph is what can go wrong here.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = WanVAE.from_pretrained(str(GOLDEN / "official_state_dict.safetensors")).compiled()
+    pixels = torch.rand(2, 3, 1, 32, 32) * 2 - 1
+    assert torch.allclose(compiled.encode(pixels), vae.encode(pixels), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("frames", [1, 5])

@@ -1,6 +1,9 @@
 """What is made again in backward gives the same gradients, and is not kept."""
 
+from dataclasses import replace
+
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from showo2.model import lean
 from tests.model.conftest import random_model, small_config
@@ -30,3 +33,14 @@ def test_recomputation_changes_memory_and_nothing_else(monkeypatch):
     for name, gradient in plain.items():
         assert torch.equal(recomputed[name], gradient), name
     assert little < 0.9 * much
+
+
+def test_equal_blocks_are_compiled_once():
+    """A compiler that takes each block for another one gives up after eight of them, and runs the rest as they are."""
+    config = small_config()
+    config = replace(config, llm=config.llm | {"num_hidden_layers": 3})
+    model, compiled = random_model(config), CompileCounter()
+    for layer in model.language_model.model.layers:
+        layer.forward = torch.compile(layer.forward, backend=compiled)
+    losses(model, [[draw(0), read(1)]])
+    assert compiled.frame_count == 1
