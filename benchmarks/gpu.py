@@ -13,11 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import IO
 
 import torch
@@ -25,233 +24,51 @@ import tyro
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from benchmarks import released
+from benchmarks._gpu_steps import (
+    STEPS,
+    Found,
+    Where,
+    config_of,
+    count_bytes,
+    measure_released,
+    measure_step,
+    random_model,
+    seconds,
+    share,
+    wan,
+)
 from benchmarks._report import Aim, Report, Row
-from benchmarks.train_step import prepare, released_batch
+from benchmarks.train_step import prepare
 from benchmarks.train_step import recipe as small_recipe
-from showo2 import recipes
 from showo2.generate import Showo2Pipeline
 from showo2.generate.decoder import greedy
-from showo2.model import Showo2, Showo2Config
 from showo2.model.attention import additive, attend, block_mask, dense_mask
 from showo2.model.weights import read
-from showo2.sequence import Media, Text, length, pack
-from showo2.text import SpecialTokens, Tokenizer
-from showo2.train.cost import flops, peak
-from showo2.train.dry_run import dry_run, rows
-from showo2.train.losses import Unified
-from showo2.train.optimizer import Average, build_optimizer, clip, freeze, set_rate, squared_norm
-from showo2.train.parallel import blocks, join, parallelize
-from showo2.train.recipe import Parallel, Recipe
+from showo2.sequence import Media, Text, length
+from showo2.text import Tokenizer
+from showo2.train.parallel import join
+from showo2.train.recipe import Parallel
 from showo2.train.start import EXPORT
 from showo2.train.trainer import Trainer
 from showo2.vae import WanVAE
 
-SPECIAL = SpecialTokens(*range(9))
-# Recipes whose step is measured, and the GPUs that share their global batch.
-STEPS = {"1.5b-stage1a": 64, "1.5b-stage2c": 64, "1.5b-stage1-video": 64, "1.5b-high1024": 64, "7b-align": 128}
 PARTS = ("attention", "resume", "vae", "draw", *(f"train-{name}" for name in STEPS), "released")
 # Bytes that the dry run counts for the same steps; needs no GPU, and time that a GPU need not wait for.
 COUNT = "count"
-Found = list[Row | Aim]
 
 
 @dataclass(frozen=True)
-class Options:
-    """json: where to write the report; parts: what to measure; small: a rehearsal, with tiny sizes and few rounds;
+class Options(Where):
+    """json: where to write the report; parts: what to measure; small: a rehearsal on a CPU, with tiny sizes and few rounds;
     limit: seconds that a part may take; one: (inner use) measure this part and print it."""
 
     json: str = "build/benchmarks/gpu.json"
-    parts: tuple[str, ...] = field(default=PARTS)
-    small: bool = False
+    parts: tuple[str, ...] = PARTS
     limit: float = 150.0
     one: str = ""
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return torch.device("cpu" if self.small else "cuda")
 
-    @property
-    def rounds(self) -> int:
-        """Timed calls of everything."""
-        return 2 if self.small else 8
-
-
-def seconds(call: Callable[[], object], options: Options, rounds: int | None = None, warm: int = 2) -> float:
-    """Median time of `call`, after `warm` that are not counted."""
-    times = []
-    for _ in range(warm + (rounds or options.rounds)):
-        begin = time.perf_counter()
-        call()
-        if options.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return median(times[warm:])
-
-
-# ----------------------------------------------------------------------------------------------------- training
-
-
-def share(name: str, small: bool) -> Recipe:
-    """A recipe as one GPU of many sees it: its part of the global batch, nothing to share weights with."""
-    recipe = recipes.get(name)
-    mixture = tuple(replace(e, samples=max(1, e.samples // STEPS[name])) for e in recipe.mixture)
-    recipe = replace(recipe, mixture=mixture, parallel=replace(recipe.parallel, shard=0))
-    if not small:
-        return recipe
-    mixture = tuple(replace(e, samples=1, bucket=(e.bucket or (1,))[:1] + (6, 6)) for e in mixture)
-    return replace(recipe, mixture=mixture, context=512, model=replace(recipe.model, size=48),
-                   parallel=replace(recipe.parallel, shard=0, compile=False))
-
-
-def config_of(recipe: Recipe, small: bool) -> Showo2Config:
-    """The recipe's model; a rehearsal's is narrow and as deep as needs be to show a compiler's limits."""
-    config = recipes.model_config(recipe)
-    if not small:
-        return config
-    llm = config.llm | {"hidden_size": 64, "num_hidden_layers": 10, "num_attention_heads": 4, "num_key_value_heads": 2,
-                        "intermediate_size": 96, "vocab_size": 512}
-    siglip = config.siglip | {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
-    return replace(config, llm=llm, siglip=siglip,
-                   flow=replace(config.flow, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=96))
-
-
-def random_model(config: Showo2Config, device: torch.device) -> Showo2:
-    """Random everywhere: adaLN's zeros would be multiplied faster than numbers."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = Showo2(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.normal_(0, 0.02)
-    return model
-
-
-class Stepper:
-    """A training step of `recipe` on one batch, as the trainer makes it; `sums` gives the two terms of the loss."""
-
-    def __init__(self, model: Showo2, recipe: Recipe, options: Options, sums: Callable[[], Tensor], weights: Tensor):
-        trained = freeze(model, recipe)
-        workers = join(options.device)
-        parallelize(model, blocks(model), workers, recipe.parallel)
-        self.trained = {name: p for name, p in model.named_parameters() if name in trained}
-        self.optimizer = build_optimizer(self.trained, recipe)
-        self.average = Average(self.trained, recipe.ema)
-        self.recipe, self.sums, self.weights, self.done = recipe, sums, weights.to(options.device), count()
-
-    def __call__(self) -> None:
-        (self.sums()[:2] * self.weights).sum().backward()
-        norm = squared_norm(self.trained.values()).sqrt().item()
-        clip(self.trained.values(), norm, self.recipe.clip)
-        set_rate(self.optimizer, 1.0)
-        self.optimizer.step()
-        self.average.update(next(self.done))
-        self.optimizer.zero_grad(set_to_none=True)
-
-
-def measure_step(name: str, options: Options) -> Found:
-    """A step of a recipe: time, tokens, use of the arithmetic, memory."""
-    recipe = share(name, options.small)
-    config = config_of(recipe, options.small)
-    closely = name == "1.5b-stage1a"
-    found = _step_rows(f"{name}, compiled", recipe, config, options, closely)
-    if closely:
-        eager = replace(recipe, parallel=replace(recipe.parallel, compile=False))
-        found += _step_rows(f"{name}, eager", eager, config, options, False)
-    return found
-
-
-def count_bytes(options: Options) -> Found:
-    """Peak memory of the same steps, uncompiled, as the dry run counts it."""
-    shares = {name: share(name, options.small) for name in STEPS}
-    return [Row(f"{name}: peak memory by the dry run", dry_run(r, config_of(r, options.small), 1).peak / 1e9, "GB")
-            for name, r in shares.items()]
-
-
-def _step_rows(what: str, recipe: Recipe, config: Showo2Config, options: Options, closely: bool) -> Found:
-    """Of a step; `closely`: also of steps whose lengths change."""
-    device = options.device
-    packed = rows(recipe, 1)
-    micro = pack(packed, recipe.context, SPECIAL)
-    # What follows a whole batch in training is never quite as long.
-    others = [pack([packed[0][i:], *packed[1 + i // 2:]], recipe.context, SPECIAL) for i in range(4)]
-    model = random_model(config, device)
-    objective, batch = Unified(model, recipe.alpha), [micro.to(device)]
-    weights = torch.tensor(objective.weights[:2]) / torch.tensor(objective.counts(micro)[:2]).clamp(min=1)
-    step = Stepper(model, recipe, options, lambda: objective.sums(batch[0]), weights)
-    first = seconds(step, options, 1, warm=0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    took = seconds(step, options)
-    held = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
-    work, top, tokens = flops(micro, config, recipe), peak(device) or float("nan"), int((micro.doc > 0).sum())
-    samples = sum(entry.samples for entry in recipe.mixture)
-    changed: Found = []
-    if closely:
-        times = []
-        for other in [*others, *others]:
-            batch[0] = other.to(device)
-            times.append(seconds(step, options, 1, warm=0) / max(1, int((other.doc > 0).sum())) * tokens / took)
-        changed = [Row(f"{what}: a token where lengths change, at first", max(times), "times as long"),
-                   Row(f"{what}: a token where lengths change, then", median(times[len(others):]), "times as long")]
-    del step
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return [Row(f"{what}: a step of {samples} samples", took, "s"), Row(f"{what}: tokens", tokens / took, "1/s"),
-            Row(f"{what}: MFU", work.useful / took / top, ""), Row(f"{what}: HFU", work.done / took / top, ""),
-            Row(f"{what}: peak memory", held, "GB"), Row(f"{what}: the first step, compiling", first, "s"), *changed]
-
-
-def measure_released(options: Options) -> Found:
-    """A step of stage 1a as the released trainer computes it, its VAE beside, on the same GPU; and ours."""
-    recipe, device = share("1.5b-stage1a", options.small), options.device
-    recipe = replace(recipe, parallel=replace(recipe.parallel, compile=False))
-    config = config_of(recipe, options.small)
-    documents = [[document] for row in rows(recipe, 1) for document in row]
-    ours, theirs = random_model(config, device), random_model(config, device)
-    micro = pack(rows(recipe, 1), recipe.context, SPECIAL)
-    objective, packed = Unified(ours, recipe.alpha), micro.to(device)
-    weights = torch.tensor(objective.weights[:2]) / torch.tensor(objective.counts(micro)[:2]).clamp(min=1)
-    plan = replace(recipe, parallel=recipes.get(recipe.name).parallel if not options.small else recipe.parallel)
-    plan = replace(plan, parallel=replace(plan.parallel, shard=0))
-    took = {"ours, compiled": seconds(Stepper(ours, plan, options, lambda: objective.sums(packed), weights), options)}
-    del ours
-    batch = released_batch([pack([d], recipe.context, SPECIAL) for d in documents], recipe.bucket, recipe.context).to(device)
-    released.without_savings(theirs)
-    # What shards a model does so around its forward.
-    theirs.forward = lambda batch: torch.stack(released.forward(theirs, batch))
-    took["released"] = seconds(Stepper(theirs, recipe, options, lambda: theirs(batch), torch.tensor([recipe.alpha, 1.0])), options)
-    vae, side = wan(options), 8 * recipe.bucket[1]
-    pixels = torch.rand(len(documents), 3, 1, side, side, device=device, dtype=vae.dtype) * 2 - 1
-
-    def online() -> None:
-        with torch.no_grad():
-            vae.network._encode(pixels)
-
-    vae_s = seconds(online, options)
-    samples = len(documents)
-    found: Found = [Row(f"1.5b-stage1a, {side}: a step of {samples} samples", s, "s") for side, s in took.items()]
-    found.append(Row("AutoencoderKLWan encodes these pictures", vae_s, "s"))
-    found.append(Aim("stage 1a, released / ours", took["released"] / took["ours, compiled"], ">=", 2))
-    found.append(Aim("stage 1a, released with its VAE / ours", (took["released"] + vae_s) / took["ours, compiled"], ">=", 5))
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------ the rest
-
-
-def wan(options: Options, dtype: torch.dtype = torch.bfloat16) -> WanVAE:
-    """The VAE of the real architecture (a rehearsal's is narrow), with random weights."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-    config = {"base_dim": 16} if options.small else {}
-    torch.manual_seed(0)
-    return WanVAE(config, AutoencoderKLWan(**config).state_dict(), dtype, options.device)
-
-
-def measure_vae(options: Options) -> Found:
+def measure_vae(options: Where) -> Found:
     """Pictures and clips a second, by precision and layout, ours against AutoencoderKLWan; and how exact they are."""
     device, side, n = options.device, *((64, 2) if options.small else (432, 16))
     pictures = torch.rand(n, 3, 1, side, side, device=device) * 2 - 1
@@ -275,12 +92,14 @@ def measure_vae(options: Options) -> Found:
     add("fp32", exact, False)
     torch.backends.cudnn.allow_tf32 = True
     add("tf32", exact)
-    add("tf32, compiled", exact.compiled(), False)
+    exact.compile()
+    add("tf32, compiled", exact, False)
     half = wan(options)
     add("bf16", half)
     latents = half.encode(pictures)
     found.append(Row("VAE bf16: pictures decoded", n / seconds(lambda: half.decode(latents), options), "1/s"))
-    add("bf16, compiled", half.compiled(), False)
+    half.compile()
+    add("bf16, compiled", half, False)
     for name, vae in (("tf32", exact), ("bf16", half)):
         with torch.no_grad():
             theirs = n / seconds(lambda vae=vae: vae.network._encode(pictures.to(vae.dtype)), options)
@@ -288,7 +107,7 @@ def measure_vae(options: Options) -> Found:
     return found
 
 
-def measure_attention(options: Options) -> Found:
+def measure_attention(options: Where) -> Found:
     """FlexAttention on packed documents against SDPA with a dense mask: equal in fp32, and the time of both in bf16."""
     device, n, width = options.device, *((256, 16) if options.small else (8192, 128))
     spans = n // 8
@@ -322,7 +141,7 @@ def measure_attention(options: Options) -> Found:
     return found
 
 
-def measure_resume(options: Options) -> Found:
+def measure_resume(options: Where) -> Found:
     """The real trainer (NCCL, bf16, compiled, 12.9 M parameters): a run that is stopped and resumed, and one that is not."""
     steps, half = 12, 6
     parallel = Parallel(precision="bf16", compile=not options.small)
@@ -345,7 +164,7 @@ def measure_resume(options: Options) -> Found:
             Aim("stopped and resumed, against not: largest difference of a weight", moved, "==", 0)]
 
 
-def measure_draw(options: Options) -> Found:
+def measure_draw(options: Where) -> Found:
     """Pictures of the 1.5B model in bf16 (50 points, guidance 5, 432 px, decoded), and greedy answers about them."""
     recipe = share("1.5b-stage2c", options.small)
     vocabulary = Tokenizer.from_pretrained("tiny:llm")
@@ -368,7 +187,7 @@ def measure_draw(options: Options) -> Found:
     return found
 
 
-def measure(part: str, options: Options) -> Found:
+def measure(part: str, options: Where) -> Found:
     """The part of that name."""
     if part.startswith("train-"):
         return measure_step(part.removeprefix("train-"), options)

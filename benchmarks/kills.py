@@ -69,7 +69,7 @@ def kill_once(command: list[str], folder: Path, draw: random.Random) -> str:
     while job.poll() is None and len(files(folder)) < wanted:
         time.sleep(0.005)
     family = [] if job.poll() is not None else psutil.Process(job.pid).children(recursive=True)
-    workers = [p for p in family if _name(p).startswith("ray::")]
+    workers = [p for p in family if _at_work(p)]
     if not workers:
         job.wait()
         return "nothing"
@@ -79,7 +79,7 @@ def kill_once(command: list[str], folder: Path, draw: random.Random) -> str:
     if "driver" in victims:
         job.kill()
     job.wait()
-    while any(_name(p).startswith(("ray::Map", "ray::IDLE")) for p in workers):  # Agents stay a while, and do no harm.
+    while any(map(_at_work, workers)):
         time.sleep(0.1)
     return victims
 
@@ -89,10 +89,11 @@ def files(folder: Path) -> list[Path]:
     return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
 
 
-def _name(process: psutil.Process) -> str:
+def _at_work(process: psutil.Process) -> bool:
+    """Whether this is a Ray worker that lives; Ray's agents stay for a while after a driver, and do no harm."""
     with contextlib.suppress(psutil.Error):
-        return "".join(process.cmdline()[:1])
-    return ""
+        return "".join(process.cmdline()[:1]).startswith(("ray::Map", "ray::IDLE"))
+    return False
 
 
 def published(folder: Path) -> dict[str, bytes]:

@@ -130,7 +130,7 @@ class LatentEncoder:
         torch.set_num_threads(1)
         self.vae = WanVAE.from_pretrained(vae, device="cuda" if gpu else "cpu")
         if gpu:
-            self.vae.compiled()
+            self.vae.compile()
         self.data, self.options = data, Options(**options)
         self.clips = ClipReader()
 

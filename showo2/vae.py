@@ -93,10 +93,9 @@ class WanVAE:
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{file} does not fit a Wan 2.1 VAE: {error}") from error
 
-    def compiled(self) -> WanVAE:
-        """This VAE with its path for pictures compiled: worth it on a GPU, for many pictures of few shapes."""
+    def compile(self) -> None:
+        """Compile the way of pictures to latents: worth it on a GPU, for many pictures of few shapes."""
         self._frame.encode = torch.compile(self._frame.encode)  # type: ignore[method-assign]
-        return self
 
     @cached_property
     def weights_hash(self) -> str:

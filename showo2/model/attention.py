@@ -62,12 +62,12 @@ def block_mask(doc: Tensor, span: Tensor) -> BlockMask:
     first, last = _ends(F.pad(piece, (0, missing), value=len(doc)))
     first_span, last_span = _ends(F.pad(span, (0, missing)))
     place = torch.arange(len(first), device=doc.device)
-    earlier, same = place[:, None] > place, place[:, None] == place
-    meets = first[:, None] <= last  # The key's document reaches into the query's block, or beyond it.
+    # Keys before a query are seen where their last document goes on into its block, keys after it in a span of both.
+    behind = first[:, None] <= last
     ahead = (last_span[:, None] > 0) & (last_span[:, None] == first_span)
-    some = same | (earlier & meets) | (~earlier & ahead)
+    some = torch.where(place[:, None] >= place, behind, ahead)
     one, filled = first == last, (first_span == last_span) & (first_span > 0)
-    whole = earlier & one[:, None] & one & (first[:, None] == first)
+    whole = (place[:, None] > place) & one[:, None] & one & (first[:, None] == first)
     whole |= filled[:, None] & filled & (first_span[:, None] == first_span)
     return BlockMask.from_kv_blocks(*_listed(some & ~whole), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=omni,
                                     seq_lengths=(len(doc), len(doc)))

@@ -24,8 +24,8 @@ def bucket(tmp_path_factory):
     """A bucket with the small dataset in it."""
     folder = tmp_path_factory.mktemp("data")
     small_dataset(folder)
-    with store("work") as client:
-        Place("s3://work/data").put(folder)
+    with store("training") as client:
+        Place("s3://training/data").put(folder)
         yield client
 
 
@@ -40,8 +40,8 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(300)
 def test_ray_workers_are_stopped_by_a_note_and_another_machine_goes_on(bucket, tmp_path, monkeypatch):
-    parts, out = small_parts(tmp_path / "parts"), "s3://work/runs/one"
-    options = ["tiny-distill", "--data", "s3://work/data", "--out", out, "--model.llm", parts.llm, "--model.siglip",
+    parts, out = small_parts(tmp_path / "parts"), "s3://training/runs/one"
+    options = ["tiny-distill", "--data", "s3://training/data", "--out", out, "--model.llm", parts.llm, "--model.siglip",
                parts.siglip, "--mixture.0.samples", "4", "--log-every", "1", "--checkpoint-every", "1000"]
     job = subprocess.Popen([sys.executable, "-m", "jobs.train", *options, "--workers", "2", "--steps", "100000"],
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -64,23 +64,23 @@ def test_a_chain_hands_over_and_its_pictures_are_drawn(bucket, tmp_path):
     parts = replace(small_parts(tmp_path / "parts"), vae="tiny:vae")
     first = small_recipe(parts, name="first", steps=2)
     stages = [first, replace(first, name="second", start="checkpoint")]
-    config = train.Train(first, ("s3://work/data",), "s3://work/chain", workers=0)
+    config = train.Train(first, ("s3://training/data",), "s3://training/chain", workers=0)
     for _ in range(2):
         assert train.train_through(config, stages) == "finished"
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n')
-    asked = Generate(tmp_path / "prompts.jsonl", "s3://work/pictures", "s3://work/chain/second/export", points=2,
+    asked = Generate(tmp_path / "prompts.jsonl", "s3://training/pictures", "s3://training/chain/second/export", points=2,
                      device="cpu")
-    assert len(generate(asked)["files"]) == 1 and Place("s3://work/pictures/00000.png").exists()
-    made = watch.watch(watch.Watch("s3://work/chain/second", once=True, points=2, prompts=asked.prompts))
-    assert [place.where for place in made] == ["s3://work/chain/second/samples/step_00000002.png"]
-    assert {"answers.jsonl", "step_00000002.png"} == {*Place("s3://work/chain/second/samples").names()}
-    assert len(Place("s3://work/chain/second/tensorboard").names()) == 2
+    assert len(generate(asked)["files"]) == 1 and Place("s3://training/pictures/00000.png").exists()
+    made = watch.watch(watch.Watch("s3://training/chain/second", once=True, points=2, prompts=asked.prompts))
+    assert [place.where for place in made] == ["s3://training/chain/second/samples/step_00000002.png"]
+    assert {"answers.jsonl", "step_00000002.png"} == {*Place("s3://training/chain/second/samples").names()}
+    assert len(Place("s3://training/chain/second/tensorboard").names()) == 2
 
 
 def test_a_bucket_that_is_not_there_is_told_in_a_line(bucket, tmp_path, capsys):
     parts = small_parts(tmp_path / "parts")
     with pytest.raises(SystemExit) as exit:
-        train.main(["tiny-distill", "--data", "s3://work/data", "--out", "s3://nowhere/run", "--workers", "0",
+        train.main(["tiny-distill", "--data", "s3://training/data", "--out", "s3://nowhere/run", "--workers", "0",
                     "--model.llm", parts.llm, "--model.siglip", parts.siglip])
     assert exit.value.code == 2
     assert "error: s3://nowhere/run/config.json cannot be read" in capsys.readouterr().err
