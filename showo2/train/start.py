@@ -60,10 +60,10 @@ def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[S
     init: a finished run, a folder or URL that `Showo2.from_pretrained` reads, a Hub id or a `tiny:` name.
     """
     if recipe.start == "parts":
-        return _from_parts(recipe)
+        return from_parts(recipe)
     folder = _exported(str(init))
     if recipe.start == "transfer":
-        model, tokenizer = _from_parts(recipe)
+        model, tokenizer = from_parts(recipe)
         report = transfer(model, folder, SCALE_UP).check()
         if first:
             print(report)
@@ -73,7 +73,8 @@ def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[S
     return model, Tokenizer.from_pretrained(fetched(folder))
 
 
-def _from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
+def from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
+    """A new model of the recipe's pretrained parts, what is new in it drawn from the recipe's seed, and its tokenizer."""
     parts = recipe.model
     tokenizer = Tokenizer.from_pretrained(parts.llm)
     llm, siglip = checkpoint.part_configs(parts.llm, parts.siglip, tokenizer.vocab_size)

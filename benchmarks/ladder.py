@@ -1,0 +1,195 @@
+"""The tiny ladder, from a world of shapes to the larger model, and what its scale-up is worth.
+
+The chain of recipes as `jobs.train --through tiny-distill..tiny-7b-stage2` trains it, on data of the demo's steps; then
+the larger model again, with a fresh flow head in place of the small model's. Both arms take as many steps in the same
+two stages of the larger model; the judge scores their checkpoints. Run again on the same folder, it goes on.
+
+    python -m benchmarks.ladder --out DIR --json FILE
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from benchmarks._report import Aim, Report, Row
+from jobs import demo as demo_steps
+from jobs._steps import Step, read_journal, run_steps
+from jobs.demo import Demo
+from jobs.evaluate import Evaluate
+from jobs.evaluate import run as evaluate
+from jobs.train import Train, train
+from showo2 import recipes
+from showo2.model import checkpoint
+from showo2.model.transfer import SEMANTIC_LAYERS, transfer
+from showo2.train.recipe import Recipe
+from showo2.train.start import export_checkpoint, from_parts
+
+DATA = {"world": demo_steps.make_world, "curate": demo_steps.curate_world, "recaption": demo_steps.recaption_world,
+        "encode": demo_steps.encode_world}  # fmt: skip
+SMALL = ("tiny-distill", "tiny-stage1", "tiny-stage2")
+ALIGN, FROZEN, LARGE = "tiny-7b-align", "tiny-7b-stage1", "tiny-7b-stage2"
+
+
+@dataclass(frozen=True)
+class Options:
+    """out: folder for everything. json: where the report goes. pictures, seed: of the world. every: steps between the
+    scored checkpoints. steps: of the larger model's last stage, by default the recipe's. quick: a few steps, which show that
+    everything runs."""
+
+    out: Path
+    json: str = "build/benchmarks/ladder.json"
+    pictures: int = 20_000
+    seed: int = 0
+    every: int = 250
+    steps: int | None = None
+    quick: bool = False
+
+
+def recipe_of(options: Options, name: str) -> Recipe:
+    """The recipe that the benchmark trains: as shipped, but for the options."""
+    recipe = replace(recipes.get(name), seed=options.seed)
+    if name == LARGE:
+        recipe = replace(
+            recipe, steps=options.steps or recipe.steps, checkpoint_every=options.every, keep=1000
+        )
+    if options.quick:
+        recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1, checkpoint_every=2)
+    return recipe
+
+
+def train_stage(options: Options, recipe: Recipe, folder: Path, init: Path | None) -> str:
+    """One stage in `folder`, from the run `init`."""
+    data = (str(options.out / "data"),)
+    if train(Train(recipe, data, str(folder), str(init) if init else None)) != "finished":
+        raise KeyboardInterrupt
+    return f"{recipe.steps} steps"
+
+
+def fresh(options: Options) -> str:
+    """A larger model that has taken over the distilled semantic layers only, in `fresh/start`."""
+    recipe, folder = recipe_of(options, ALIGN), options.out / "fresh" / "start"
+    model, tokenizer = from_parts(recipe)
+    transfer(model, options.out / "chain" / SMALL[0] / "export", SEMANTIC_LAYERS).check()
+    checkpoint.save_pretrained(model, folder)
+    tokenizer.save_pretrained(folder)
+    return "semantic layers carried, everything else new"
+
+
+def score(options: Options, run: Path, step: int | None = None) -> str:
+    """The judge's scores of a run's checkpoint, written beside the run."""
+    path = scores_of(run, step)
+    if not path.exists():
+        exported = run / f"export_{step}" if step else run / "export"
+        if step:
+            export_checkpoint(run, exported, step)
+        suite = {"pictures": 1, "questions": 1, "points": 4} if options.quick else {}
+        evaluate(Evaluate(json=path, checkpoint=str(exported), seed=options.seed, **suite))
+    return f"pictures {read(path, 'picture'):.1%}, questions {read(path, 'question'):.1%}"
+
+
+def scores_of(run: Path, step: int | None = None) -> Path:
+    """Where `score` writes."""
+    return run / (f"scores_{step}.json" if step else "scores.json")
+
+
+def read(path: Path, part: str) -> float:
+    """The share that is right, of pictures or of questions."""
+    return json.loads(path.read_text())[part]["score"]
+
+
+def steps(options: Options) -> list[Step]:
+    """Everything in order, with the seconds that each takes on two cores."""
+    demo = Demo(options.out, options.pictures, None, options.quick, options.seed)
+    listed = [Step(name, "data", 30, partial(function, demo)) for name, function in DATA.items()]
+
+    def add(arm: str, name: str, init: Path | None, seconds: float, recipe: Recipe | None = None) -> Path:
+        folder = options.out / arm / name
+        recipe = recipe or recipe_of(options, name)
+        listed.append(
+            Step(
+                f"{arm} {name}", recipe.summary, seconds, partial(train_stage, options, recipe, folder, init)
+            )
+        )
+        return folder
+
+    init = None
+    for name, seconds in {
+        SMALL[0]: 40,
+        SMALL[1]: 60,
+        SMALL[2]: 750,
+        ALIGN: 50,
+        FROZEN: 120,
+        LARGE: 1500,
+    }.items():
+        init = add("chain", name, init, seconds)
+    for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
+        listed.append(
+            Step(f"scores {name}", "the judge", 15, partial(score, options, options.out / "chain" / name))
+        )
+    listed.append(
+        Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options))
+    )
+    frozen = recipe_of(options, FROZEN)
+    longer = replace(frozen, steps=frozen.steps + recipe_of(options, ALIGN).steps)
+    init = add("fresh", FROZEN, options.out / "fresh" / "start", 160, longer)
+    add("fresh", LARGE, init, 1500)
+    for arm in ("chain", "fresh"):
+        for step in scored(options):
+            run = options.out / arm / LARGE
+            listed.append(Step(f"scores {arm} {step}", "the judge", 15, partial(score, options, run, step)))
+    return listed
+
+
+def scored(options: Options) -> range:
+    """Steps of the last stage whose checkpoints the judge looks at."""
+    recipe = recipe_of(options, LARGE)
+    return range(recipe.checkpoint_every, recipe.steps + 1, recipe.checkpoint_every)
+
+
+def first(options: Options, arm: str, share: float) -> float:
+    """Steps of the larger model, both stages, until pictures reach that share; infinite where they never do."""
+    before = recipe_of(options, FROZEN).steps + recipe_of(options, ALIGN).steps
+    run = options.out / arm / LARGE
+    return next(
+        (before + step for step in scored(options) if read(scores_of(run, step), "picture") >= share),
+        float("inf"),
+    )
+
+
+def run(options: Options) -> Report:
+    """Train, score, compare."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    run_steps(steps(options), options.out / "steps.json")
+    journal = read_journal(options.out / "steps.json")
+    chain = {
+        name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA
+    }
+    rows = [Row(f"seconds: {name}", seconds, "s") for name, seconds in chain.items()]
+    for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
+        path = scores_of(options.out / "chain" / name)
+        rows += [
+            Row(f"{part}s that are right: {name}", read(path, part), "") for part in ("picture", "question")
+        ]
+    for arm, told in (("chain", "carried"), ("fresh", "fresh")):
+        rows += [Row(f"pictures that are right after {step} steps of {LARGE}, flow head {told}",
+                     read(scores_of(options.out / arm / LARGE, step), "picture"), "") for step in scored(options)]  # fmt: skip
+    small = read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
+    carried, anew = (first(options, arm, small) for arm in ("chain", "fresh"))
+    rows += [Row("steps to the small model's pictures: carried", carried, ""),
+             Row("steps to the small model's pictures: fresh", anew, "")]  # fmt: skip
+    last = scores_of(options.out / "chain" / LARGE)
+    aims = [Aim("hours of the chain, data included", sum(chain.values()) / 3600, "<=", 2.0),
+            Aim("pictures that are right", read(last, "picture"), ">=", 0.95),
+            Aim("questions that are right", read(last, "question"), ">=", 0.95),
+            Aim("steps to the small model's pictures: carried / fresh", carried / anew, "<=", 0.5)]  # fmt: skip
+    return Report("ladder", rows, aims)
+
+
+if __name__ == "__main__":
+    options = tyro.cli(Options, description=__doc__)
+    run(options).write(options.json)
