@@ -92,7 +92,7 @@ def files(folder: Path) -> list[Path]:
 def _at_work(process: psutil.Process) -> bool:
     """Whether this is a Ray worker that lives; Ray's agents stay for a while after a driver, and do no harm."""
     with contextlib.suppress(psutil.Error):
-        return "".join(process.cmdline()[:1]).startswith(("ray::Map", "ray::IDLE"))
+        return "".join(process.cmdline()[:1]).startswith(("ray::Map", "ray::_Worker", "ray::IDLE"))
     return False
 
 

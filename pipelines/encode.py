@@ -16,12 +16,12 @@ import pyarrow as pa
 import ray
 
 from pipelines import ledger
+from pipelines.actors import run_actors
 from pipelines.decoding import FRAMES
 from pipelines.latents import LatentEncoder, Options
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish, publish_json
 from pipelines.rows import Selection, dataset_manifest, families, load_selection, read_table
-from pipelines.run import run_actors
 from pipelines.sources import InputError
 from showo2.flow import PATCH
 from showo2.shards import Manifest, Shard

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_SECONDS = 10.0
-STILL_RUNNING = 4  # units that are named when so few are left
+STILL_RUNNING = 4  # units that are named
 
 
 class StageProgress:
@@ -26,6 +26,7 @@ class StageProgress:
         self._resumed = already
         self._bar = _bar() if sys.stderr.isatty() else None
         self._waiting: set[str] = set()
+        self._begun: dict[str, float] = {}
         self._ended = threading.Event()
 
     def __enter__(self) -> "StageProgress":  # noqa: PYI034
@@ -55,8 +56,19 @@ class StageProgress:
         """The units to come, by name."""
         self._waiting.update(names)
 
+    def begin(self, name: str) -> None:
+        """Unit `name` starts; the time of its first start counts."""
+        self._begun.setdefault(name, time.monotonic())
+
     def still_running(self) -> list[str]:
-        """The last units' names, once few are left: a job that seems to hang says what it waits for."""
+        """The units that have run for longest, with their seconds; where starts are not told, the last few by name.
+
+        A job that seems to hang says what it waits for.
+        """
+        if self._begun:
+            now = time.monotonic()
+            oldest = sorted(dict(self._begun).items(), key=lambda unit: unit[1])
+            return [f"{name} ({now - since:.0f} s)" for name, since in oldest[:STILL_RUNNING]]
         return sorted(self._waiting) if len(self._waiting) <= STILL_RUNNING else []
 
     def advance(self, units: int = 1, rows: int = 0, name: str = "") -> None:
@@ -64,6 +76,7 @@ class StageProgress:
         self.finished += units
         self.rows += rows
         self._waiting.discard(name)
+        self._begun.pop(name, None)
         if self._bar is not None:
             rate = f"{self.rows / max(self.seconds, 1e-9):,.0f} rows/s"
             self._bar.update(self._task, completed=self.finished, rate=rate)

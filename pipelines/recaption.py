@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.actors import run_actors
 from pipelines.captioner import VERSION, Captioner, Prompt, load_prompts, load_refused
 from pipelines.endpoint import is_endpoint, split
 from pipelines.ledger import LedgerError
@@ -16,7 +17,6 @@ from pipelines.models import HASH_DIGITS, local_model, weights_hash
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, collect_leftovers, done, fingerprint, publish_json
 from pipelines.rows import Selection, dataset_manifest, load_selection
-from pipelines.run import run_actors
 from pipelines.vllm import VLLM, caption_with_vllm
 
 
@@ -114,5 +114,7 @@ def _caption_stage(
         if config.captioner.startswith(VLLM):
             caption_with_vllm(arguments, tasks, config.workers, progress)
         else:
-            run_actors(Captioner, arguments, tasks, config.workers, progress, num_gpus=config.gpus_per_worker)
+            # An endpoint would be paid twice for a unit that is started twice.
+            run_actors(Captioner, arguments, tasks, config.workers, progress, config.gpus_per_worker,
+                       twice=not is_endpoint(model))
     return done(config.data, "captions", only=prints)

@@ -6,50 +6,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 
 from pipelines.progress import StageProgress
 
 Task = dict[str, Any]
+Result = dict[str, Any]
 
 
 class RunFailed(RuntimeError):
     """Some units could not be done; all others are published, and a further run tries only these."""
 
 
-class _PerUnit:
-    """Turns the rows of Ray Data into calls of a unit's function, and its I/O errors into results."""
-
-    def __init__(
-        self, make: Callable[..., Callable[[Task], dict[str, Any]]], arguments: dict[str, Any]
-    ) -> None:
-        self.function = make(**arguments)
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        task = json.loads(row["task"])
-        try:
-            result = self.function(task)
-        except (OSError, EOFError) as error:
-            result = {"failed": f"{task.get('path', '')}: {type(error).__name__}: {error}"}
-        return {"result": json.dumps(result), "unit": task.get("path", "")}
-
-
-class _Function:
-    """`_PerUnit` around a plain function, for tasks that need no set-up."""
-
-    def __init__(self, function: Callable[[Task], dict[str, Any]]) -> None:
-        self.call = _PerUnit(lambda: function, {})
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return self.call(row)
-
-
 def run_tasks(
-    function: Callable[[Task], dict[str, Any]],
-    tasks: list[Task],
-    workers: int | None,
-    progress: StageProgress,
-) -> list[dict[str, Any]]:
+    function: Callable[[Task], Result], tasks: list[Task], workers: int | None, progress: StageProgress
+) -> list[Result]:
     """Call `function(task)` for each task, each in a Ray task, and return the results in order of completion.
 
     Tasks and results are plain JSON data. A task's I/O error is collected, and raised as RunFailed when all others
@@ -59,65 +30,49 @@ def run_tasks(
     if not tasks:
         return []
     if workers == 0:
-        return _collect(_here(_Function(function), tasks), tasks, progress)
-    # Plain functions cross to the workers by name, so only importable ones will do.
-    call = _Function(function).__call__
-    dataset = _dataset(tasks).map(call, compute=TaskPoolStrategy(size=workers))
-    return _collect(dataset.iter_rows(), tasks, progress)
+        return collect(((task, attempt(function, task)) for task in tasks), tasks, progress)
+    return collect(_on_ray_data(function, tasks, workers), tasks, progress)
 
 
-def run_actors(
-    make: Callable[..., Callable[[Task], dict[str, Any]]],
-    arguments: dict[str, Any],
-    tasks: list[Task],
-    workers: int | None,
-    progress: StageProgress,
-    num_gpus: float = 0,
-) -> list[dict[str, Any]]:
-    """As `run_tasks`, with `workers` actors of which each calls `make(**arguments)` once for its function."""
-    if not tasks:
-        return []
-    if workers is None:
-        workers = max(1, int(ray.cluster_resources()["CPU"]))
-    if workers == 0:
-        return _collect(_here(_PerUnit(make, arguments), tasks), tasks, progress)
-    dataset = _dataset(tasks).map(
-        _PerUnit,
-        fn_constructor_args=(make, arguments),
-        compute=ActorPoolStrategy(size=min(workers, len(tasks))),
-        num_cpus=1,
-        num_gpus=num_gpus,
-    )
-    return _collect(dataset.iter_rows(), tasks, progress)
+def attempt(function: Callable[[Task], Result], task: Task) -> Result:
+    """The function's result, or {"failed": why} after an I/O error."""
+    try:
+        return function(task)
+    except (OSError, EOFError) as error:
+        return {"failed": f"{task.get('path', '')}: {type(error).__name__}: {error}"}
 
 
-def _here(call: Callable[[dict[str, str]], dict[str, str]], tasks: list[Task]) -> Iterator[dict[str, str]]:
-    return (call({"task": json.dumps(task)}) for task in tasks)
-
-
-def _dataset(tasks: list[Task]) -> ray.data.Dataset:
+def _on_ray_data(
+    function: Callable[[Task], Result], tasks: list[Task], workers: int | None
+) -> Iterator[tuple[Task, Result]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it would tell of that
     rows = [{"task": json.dumps(task)} for task in tasks]
+
+    def call(row: dict[str, str]) -> dict[str, str]:
+        return {**row, "result": json.dumps(attempt(function, json.loads(row["task"])))}
+
     # One block a unit, so that a unit is what a worker takes, loses and is given again.
-    return ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    for row in dataset.map(call, compute=TaskPoolStrategy(size=workers)).iter_rows():
+        yield json.loads(row["task"]), json.loads(row["result"])
 
 
-def _collect(
-    rows: Iterable[dict[str, str]], tasks: list[Task], progress: StageProgress
-) -> list[dict[str, Any]]:
+def collect(
+    results: Iterable[tuple[Task, Result]], tasks: list[Task], progress: StageProgress
+) -> list[Result]:
+    """The results, counted as they come. Raises RunFailed at the end where some say "failed"."""
     progress.expect(task.get("path", "") for task in tasks)
-    results = []
+    good = []
     failures = []
-    for encoded in rows:
-        row = json.loads(encoded["result"])
-        if "failed" in row:
-            failures.append(row["failed"])
+    for task, result in results:
+        if "failed" in result:
+            failures.append(result["failed"])
         else:
-            results.append(row)
-        progress.advance(units=1, rows=row.get("rows", 0), name=encoded["unit"])
+            good.append(result)
+        progress.advance(units=1, rows=result.get("rows", 0), name=task.get("path", ""))
     if failures:
         listed = "; ".join(sorted(failures)[:5])
-        raise RunFailed(f"{len(failures)} of {len(failures) + len(results)} units failed: {listed}")
-    return results
+        raise RunFailed(f"{len(failures)} of {len(failures) + len(good)} units failed: {listed}")
+    return good

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import facts, measures
+from pipelines.actors import run_actors
 from pipelines.facts import write_parquet
 from pipelines.probe import ProbeError
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_record, read_bytes
 from pipelines.rows import MediaReader, families, open_picture, read_table
-from pipelines.run import run_actors
 from pipelines.sources import InputError
 
 VERSION = 1  # goes up when the same rows give other scores

@@ -1,6 +1,8 @@
 """Curation from and to an object store: the same command, the same accounts."""
 
+import io
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,16 @@ from PIL import Image
 from benchmarks.victims import encoded
 from pipelines.curate import CurateConfig, curate
 from pipelines.groups import Dedup
+from pipelines.encode import EncodeConfig, encode
 from pipelines.publish import read_bytes, read_json
+from pipelines.recaption import RecaptionConfig, recaption
 from pipelines.rows import load_selection, read_rows
 from pipelines.rules import Rules
 from pipelines.select import named_selection
 from pipelines.sources import InputError, plan
 from pipelines.why import why
+from showo2.tiny.render import render
+from showo2.tiny.world import draw_scene
 from tests.pipelines.conftest import write_tar
 from tests.s3 import store
 
@@ -79,3 +85,43 @@ def test_scores_near_copies_selections_and_stories_on_s3(bucket):
     assert report["counts"] == {"kept": 3} and load_selection(out, "english").units[0].rows == 3
     story = "\n".join(why(out, "few/3"))
     assert "a near copy" in story and "540 x 512" in story
+
+
+def test_captions_and_latents_on_s3_are_the_bytes_that_they_are_on_disk_whatever_was_lost(bucket, tmp_path):
+    rng = random.Random(3)
+    for tar in range(2):
+        members = []
+        for number in range(3):
+            render(draw_scene(rng), 512).save(buffer := io.BytesIO(), "jpeg")
+            members += [(f"{tar}{number}.jpg", buffer.getvalue()), (f"{tar}{number}.txt", b"IMG_0231")]
+        write_tar(tmp_path / f"{tar}.tar", members)
+        bucket.upload_file(str(tmp_path / f"{tar}.tar"), "pictures", f"shapes/{tar}.tar")
+    remote, local = "s3://pictures/captioned", str(tmp_path / "data")
+
+    def job(out: str) -> None:
+        assert curate(CurateConfig(("web=s3://pictures/shapes/*.tar",), out, workers=0)).total == {"kept": 6}
+        assert recaption(RecaptionConfig(out, workers=0)).counts == {"stop": 6}
+        assert encode(EncodeConfig(out, workers=0)).rows == 6
+
+    def stored() -> dict[str, bytes]:
+        listed = bucket.list_objects_v2(Bucket="pictures", Prefix="captioned/")["Contents"]
+        names = [entry["Key"].removeprefix("captioned/") for entry in listed]
+        return {name: read_bytes(remote, name) for name in names if not told(name)}
+
+    def told(name: str) -> bool:
+        """Files that speak of the run: its time, its folders."""
+        return "report" in name or name.removesuffix(".json") in ("curate", "recaption", "encode")
+
+    job(local)
+    on_disk = {str(path.relative_to(local)): path.read_bytes() for path in Path(local).rglob("*") if path.is_file()}
+    on_disk = {name: data for name, data in on_disk.items() if not told(name)}
+    job(remote)
+    assert stored() == on_disk
+    # What a killed job has not done yet, and a file that somebody deleted: the next run makes them again.
+    units = [name for name in on_disk if name.startswith("units/captions/")]
+    shards = [name for name in on_disk if name.endswith(".arrow")]
+    assert len(units) == 2 and shards
+    for name in (units[0], shards[0]):
+        bucket.delete_object(Bucket="pictures", Key=f"captioned/{name}")
+    job(remote)
+    assert stored() == on_disk
