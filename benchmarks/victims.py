@@ -13,14 +13,16 @@ import json
 import random
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from benchmarks._report import Aim, Report, Row
 from jobs._ray import connect
@@ -29,11 +31,13 @@ from pipelines.groups import Dedup
 from pipelines.rules import Rules
 
 RULES = Rules(
-    max_aspect=2.5, max_bytes=600_000, formats=("jpeg", "png", "webp", "gif"), min_words=4, max_words=40,
+    max_aspect=2.5, max_bytes=600_000, formats=("jpeg", "png", "webp", "gif", "mpeg4"), min_words=4, max_words=40,
     drop_junk_captions=True, languages=("en",), min_contrast=6.0, min_sharpness=10.0, max_text_density=0.3,
     min_aesthetic=4.5, max_watermark=0.8, max_nsfw=0.5, min_similarity=0.2,
+    min_seconds=2.2, min_motion=1.5, max_motion=30.0, max_cuts=0, max_frozen=0.5,
 )  # fmt: skip
 TAR_ROWS = 1000
+_SCREEN = (560, 520)
 NEAR = ("resized", "recompressed", "cropped")
 _SUBJECTS = [
     "river",
@@ -145,6 +149,17 @@ class Painter:
         values = np.asarray(self.field(size), np.float32) + self.grain[y : y + height, x : x + width]
         return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
+    def pan(self, frames: int, step: float = 5.0) -> list[Image.Image]:
+        """A camera that moves over a field, `step` pixels from frame to frame."""
+        field = self.field((900, 540))
+        return [field.transform(_SCREEN, Image.Transform.EXTENT, (step * n, 0, step * n + _SCREEN[0], _SCREEN[1]))
+                for n in range(frames)]  # fmt: skip
+
+    def noise(self) -> Image.Image:
+        """Blocks of any brightness, without likeness to the picture before."""
+        blocks = self.numbers.integers(0, 256, (13, 14), np.uint8)
+        return Image.fromarray(blocks).resize(_SCREEN, Image.Resampling.NEAREST).convert("RGB")
+
     def caption(self) -> bytes:
         """A sentence that says nothing about the picture."""
         pick = self.random.choice
@@ -159,6 +174,18 @@ def encoded(image: Image.Image, kind: str = "jpeg", **options: object) -> bytes:
     """The picture as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": 85} if kind == "jpeg" else {}) | options)
+    return buffer.getvalue()
+
+
+def movie(frames: Sequence[Image.Image]) -> bytes:
+    """The frames as an mp4, 12 a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height = frames[0].size
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
     return buffer.getvalue()
 
 
@@ -183,7 +210,18 @@ def victims(paint: Painter) -> dict[str, Callable[[], Pair]]:
     def scored(account: str, name: str, value: float) -> Callable[[], Pair]:
         return lambda: row(account, scores={**_GOOD, name: value})
 
+    def video(account: str, *frames: Image.Image) -> Pair:
+        return row(account, movie(frames), scores=_GOOD, extension="mp4")
+
     return {
+        "good_video": lambda: video("kept", *paint.pan(36)),
+        "cut": lambda: video("dropped:cut", *paint.pan(18), *(ImageChops.invert(frame) for frame in paint.pan(18))),
+        "frozen": lambda: video("dropped:frozen", *(moved := paint.pan(8)), *moved[-1:] * 40),
+        "still": lambda: video("dropped:still", *paint.pan(36, step=0.6)),
+        "restless": lambda: video("dropped:restless", *(paint.noise() for _ in range(36))),
+        "video_length": lambda: video("dropped:video_length", *paint.pan(25)),
+        "too_short": lambda: video("failed:too_short", *paint.pan(12)),
+        "no_video": lambda: row("failed:undecodable", movie(paint.pan(12))[:900], scores=_GOOD, extension="mp4"),
         "too_small": lambda: row("dropped:too_small", paint.picture((500, 700))),
         "missing_caption": lambda: row("dropped:missing_caption", text=b" \n"),
         "animated": lambda: row(
@@ -238,7 +276,7 @@ def copies(paint: Painter, kind: str, group: str) -> list[Pair]:
 
 def rows(paint: Painter, count: int, evaluation: list[bytes]) -> Iterator[Pair]:
     """`count` pairs: 4 of 10 good, the others victims and copies in turn. Copies of what is in `evaluation`, too."""
-    makers = list(victims(paint).values())
+    makers = cycle(victims(paint).values())
     planted = 0
     for turn in range(count):
         if planted >= count:
@@ -264,7 +302,7 @@ def rows(paint: Painter, count: int, evaluation: list[bytes]) -> Iterator[Pair]:
                 Pair("caption", pair[1].picture, text.upper() + b" !", _GOOD, group=pair[0].group),
             ]
         else:
-            made += [makers[(turn + offset) % len(makers)]() for offset in (0, 11)]
+            made += [next(makers)() for _ in range(2)]
         yield from made
         planted += len(made)
 
@@ -317,7 +355,7 @@ class Verdict:
 def curate_all(folder: Path, workers: int | None = None) -> CurateConfig:
     """Curate with every rule on, and return with what options."""
     config = CurateConfig(
-        (f"web:coyo={folder}/web/*.tar",), str(folder / "data"), RULES, score=("pixels", "text"),
+        (f"web:coyo={folder}/web/*.tar",), str(folder / "data"), RULES, score=("pixels", "text", "video"),
         dedup=Dedup(near_pictures=True, near_captions=True), against=(f"test={folder}/evaluation/0.tar",),
         workers=workers,
     )  # fmt: skip

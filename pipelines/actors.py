@@ -56,7 +56,6 @@ def run_actors(
         pool.close()
 
 
-@ray.remote
 class _Worker:
     """An actor: loads its function, then does one unit after the other."""
 
@@ -117,7 +116,7 @@ class _Pool:
         """Start actors for the units that are left; with `workers` None, as many as the cluster has CPUs by now."""
         limit = self.workers or max(1, int(ray.cluster_resources()["CPU"]))
         for _ in range(min(limit, len(self.unfinished)) - len(self.idle) - len(self.calls)):
-            worker = _Worker.options(num_cpus=1, num_gpus=self.num_gpus).remote()
+            worker = ray.remote(num_cpus=1, num_gpus=self.num_gpus)(_Worker).remote()
             self.calls[worker.prepare.remote(self.make, self.arguments)] = _Call(
                 worker, None, time.monotonic()
             )

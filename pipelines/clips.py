@@ -59,20 +59,17 @@ class ClipReader:
         Raises ProbeError: too_short, too_many_pixels, no_video, undecodable, decode_timeout, decoder_died,
         out_of_memory.
         """
-        request = {"uid": uid, "draw": draw, "max_pixels": self.limits.max_pixels}
-        failures = []
-        for decoder in decoding.DECODERS:
-            try:
-                header, pixels = self._ask({**request, "decoder": decoder}, data)
-            except ProbeError as error:
-                if error.error in _FINAL:
-                    raise
-                failures.append((decoder, error))
-                continue
-            frames = np.frombuffer(pixels, np.uint8).reshape(header["shape"])
-            return Clip(frames, tuple(header["times"]), decoder)
-        told = "; ".join(f"{decoder}: {error.detail or error.error}" for decoder, error in failures)
-        raise ProbeError(failures[-1][1].error, told)
+        header, pixels, decoder = self._decoded({"uid": uid, "draw": draw}, data)
+        frames = np.frombuffer(pixels, np.uint8).reshape(header["shape"])
+        return Clip(frames, tuple(header["times"]), decoder)
+
+    def look(self, data: bytes) -> NDArray[np.float32]:
+        """Small frames (windows, 17, h, w) of a video file's bytes, brightness 0 to 255: windows all over it.
+
+        Frames are as far apart as a clip's. Raises ProbeError as `read`.
+        """
+        header, pixels, _ = self._decoded({}, data)
+        return np.frombuffer(pixels, np.float32).reshape(header["shape"])
 
     def close(self) -> None:
         """End the child process."""
@@ -81,6 +78,20 @@ class ClipReader:
             self._child.kill()
             self._child.wait()
         self._child = self._link = None
+
+    def _decoded(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray, str]:
+        """The answer of the first decoder that has one, and its name."""
+        failures = []
+        for decoder in decoding.DECODERS:
+            asked = {**request, "decoder": decoder, "max_pixels": self.limits.max_pixels}
+            try:
+                return *self._ask(asked, data), decoder
+            except ProbeError as error:
+                if error.error in _FINAL:
+                    raise
+                failures.append((decoder, error))
+        told = "; ".join(f"{decoder}: {error.detail or error.error}" for decoder, error in failures)
+        raise ProbeError(failures[-1][1].error, told)
 
     def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
         link = self._start()

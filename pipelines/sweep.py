@@ -12,12 +12,15 @@ EDGES: dict[str, list[float]] = {
     "contrast": [4.0 * step for step in range(26)],
     "sharpness": [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000],
     "text_density": _SHARES,
+    "motion": [0, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
+    "cuts": [0, 1, 2, 3, 4, 6, 8, 16],
+    "frozen": _SHARES,
     "aesthetic": [0.5 * step for step in range(21)],
     "watermark": _SHARES,
     "nsfw": _SHARES,
     "similarity": [round(-0.2 + 0.05 * step, 2) for step in range(25)],
 }
-AT_MOST = ("text_density", "watermark", "nsfw")  # scores of which less is better
+AT_MOST = ("text_density", "cuts", "frozen", "watermark", "nsfw")  # scores of which less is better
 Histograms = dict[str, list[int]]
 
 

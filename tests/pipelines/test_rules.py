@@ -12,14 +12,15 @@ from pipelines.sweep import EDGES, histograms, kept_by_cut, merge
 
 GOOD = {
     "kind": "pair", "text": "an old bridge over a river", "width": 800, "height": 600, "animated": False, "size": 90_000,
-    "format": "jpeg", "language": "en", "contrast": 40.0, "sharpness": 300.0, "text_density": 0.05, "aesthetic": 5.5,
-    "watermark": 0.1, "nsfw": 0.02, "similarity": 0.3, "pictures": None,
+    "format": "jpeg", "seconds": None, "language": "en", "contrast": 40.0, "sharpness": 300.0, "text_density": 0.05, "aesthetic": 5.5,
+    "watermark": 0.1, "nsfw": 0.02, "similarity": 0.3, "cuts": 0.0, "frozen": 0.1, "motion": 4.0, "pictures": None,
 }  # fmt: skip
 # What a row of several pictures has none of.
 DOCUMENT = {"kind": "document", **dict.fromkeys(("text", "width", "height", "animated", "size", "format"))}
 ALL = Rules(
     max_aspect=2.0, max_bytes=10**6, formats=("jpeg", "png"), min_words=2, max_words=50, drop_junk_captions=True,
     languages=("en",), min_contrast=6.0, min_sharpness=20.0, min_text_density=0.01, max_text_density=0.3,
+    min_seconds=2.0, max_seconds=600.0, min_motion=1.0, max_motion=20.0, max_cuts=0, max_frozen=0.3,
     min_aesthetic=5.0, max_watermark=0.5, max_nsfw=0.2, min_similarity=0.2,
 )  # fmt: skip
 
@@ -40,6 +41,7 @@ VICTIMS = {
     "extreme_aspect": {"width": 1300},
     "too_heavy": {"size": 2_000_000},
     "unwanted_format": {"format": "bmp"},
+    "video_length": {"kind": "video", "seconds": 1.5},
     "caption_length": {"text": "bridge"},
     "junk_caption": {"text": "click here to see more"},
     "language": {"language": "fr"},
@@ -47,6 +49,10 @@ VICTIMS = {
     "blurred": {"sharpness": 5.0},
     "little_text": {"text_density": 0.0},
     "much_text": {"text_density": 0.6},
+    "cut": {"cuts": 1.0},
+    "frozen": {"frozen": 0.5},
+    "still": {"motion": 0.2},
+    "restless": {"motion": 60.0},
     "aesthetic": {"aesthetic": 4.9},
     "watermark": {"watermark": 0.9},
     "nsfw": {"nsfw": 0.5},
@@ -64,6 +70,13 @@ def pictures(*changes: dict) -> list[dict]:
 def test_every_rule_has_a_victim_and_drops_only_that():
     assert list(VICTIMS) == [rule.__name__ for rule in RULES]
     assert reasons(table({}, *VICTIMS.values()), ALL).to_pylist() == [None, *VICTIMS]
+
+
+def test_a_video_is_held_to_its_caption_and_length():
+    changes = ({"text": None}, {"text": "bridge"}, {"text": "DSC00123 456"}, {"seconds": 601.0}, {"seconds": 9.0})
+    rows = table(*({"kind": "video", **change} for change in changes))
+    assert reasons(rows, ALL).to_pylist() == [
+        "missing_caption", "caption_length", "junk_caption", "video_length", None]
 
 
 def test_the_defaults_are_the_recipes():

@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks.victims import encoded
 from pipelines.curate import CurateConfig, curate
-from pipelines.groups import Dedup
 from pipelines.encode import EncodeConfig, encode
+from pipelines.groups import Dedup
 from pipelines.publish import read_bytes, read_json
 from pipelines.recaption import RecaptionConfig, recaption
 from pipelines.rows import load_selection, read_rows
