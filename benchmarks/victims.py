@@ -39,63 +39,10 @@ RULES = Rules(
 TAR_ROWS = 1000
 _SCREEN = (560, 520)
 NEAR = ("resized", "recompressed", "cropped")
-_SUBJECTS = [
-    "river",
-    "mountain",
-    "harbour",
-    "garden",
-    "castle",
-    "bridge",
-    "forest",
-    "station",
-    "library",
-    "market",
-    "kitchen",
-    "tower",
-    "island",
-    "valley",
-]
-_VERBS = [
-    "beside",
-    "behind",
-    "above",
-    "below",
-    "facing",
-    "crossing",
-    "touching",
-    "circling",
-    "leaving",
-]
-_QUALITIES = [
-    "quiet",
-    "crowded",
-    "golden",
-    "frozen",
-    "ancient",
-    "empty",
-    "narrow",
-    "painted",
-    "windy",
-    "distant",
-    "broken",
-    "sunny",
-    "rainy",
-    "green",
-]
-_THINGS = [
-    "boats",
-    "horses",
-    "lanterns",
-    "children",
-    "bicycles",
-    "bottles",
-    "umbrellas",
-    "carriages",
-    "windows",
-    "flowers",
-    "barrels",
-    "ladders",
-]
+_SUBJECTS = ["river", "mountain", "harbour", "garden", "castle", "bridge", "forest", "station", "library", "market", "kitchen", "tower", "island", "valley"]
+_VERBS = ["beside", "behind", "above", "below", "facing", "crossing", "touching", "circling", "leaving"]
+_QUALITIES = ["quiet", "crowded", "golden", "frozen", "ancient", "empty", "narrow", "painted", "windy", "distant", "broken", "sunny", "rainy", "green"]
+_THINGS = ["boats", "horses", "lanterns", "children", "bicycles", "bottles", "umbrellas", "carriages", "windows", "flowers", "barrels", "ladders"]
 
 
 @dataclass(frozen=True)
