@@ -3,12 +3,14 @@
     attend(q, k)  <=>  doc[q] == doc[k] and (q >= k or (span[q] > 0 and span[q] == span[k]))
 
 GPUs run it through FlexAttention with a block mask over the flattened batch, CPUs through SDPA: with one dense mask
-where rows are short (as GPUs do where the batch is no longer than a block), document by document where they are long.
+where rows are short (as GPUs do where the batch is no longer than a block), where they are long piece by piece: what a
+visual span attends to is all there is up to its end, which needs no mask.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +20,29 @@ from transformers import AttentionInterface
 
 # Side of FlexAttention's blocks, in tokens.
 BLOCK = 128
-# Rows from which slicing documents out beats attending to a whole row of them, on a CPU.
+# Rows from which slicing pieces out beats attending to a whole row of documents, on a CPU.
 _LONG_ROW = 512
+
+
+class Piece(NamedTuple):
+    """A visual span, or the text between two: queries start to stop, which see keys from their document's `first` on.
+
+    A span sees all keys up to `stop`; text is causal, with `mask`, additive (1, 1, stop - start, stop - first), unless it
+    begins its document.
+    """
+
+    first: int
+    start: int
+    stop: int
+    causal: bool
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class DocumentMask:
-    """The documents of a flattened batch: start, stop, and the additive mask (1, 1, n, n) of each."""
+    """The documents of a flattened batch, in pieces."""
 
-    documents: list[tuple[int, int, Tensor]]
+    pieces: list[Piece]
 
 
 Mask = Tensor | BlockMask | DocumentMask | None
@@ -91,15 +107,23 @@ def additive(mask: Tensor) -> Tensor:
 
 
 def document_mask(doc: Tensor, span: Tensor) -> DocumentMask:
-    """The documents of (B, L) rows, each with its own small mask; padding (doc <= 0) belongs to none."""
-    flat, documents, start = span.reshape(1, -1), [], 0
-    ids, sizes = torch.unique_consecutive(doc.reshape(-1), return_counts=True)
-    for number, size in zip(ids.tolist(), sizes.tolist(), strict=True):
+    """The pieces of the documents of (B, L) rows; padding (doc <= 0) belongs to none."""
+    ids = torch.stack([doc.reshape(-1), span.reshape(-1).clamp(min=0)])
+    (runs, sizes), pieces, before, first, start = torch.unique_consecutive(ids, return_counts=True, dim=1), [], 0, 0, 0
+    for number, visual, size in zip(*runs.tolist(), sizes.tolist(), strict=True):
+        if number != before:
+            before, first = number, start
         if number > 0:
-            own = flat[:, start:start + size]
-            documents.append((start, start + size, additive(dense_mask(torch.ones_like(own), own))))
+            causal = not visual and start == first
+            mask = None if visual or causal else _causal(start - first, size, doc.device)
+            pieces.append(Piece(first, start, start + size, causal, mask))
         start += size
-    return DocumentMask(documents)
+    return DocumentMask(pieces)
+
+
+def _causal(before: int, size: int, device: torch.device) -> Tensor:
+    """The additive mask of `size` queries that see `before` keys and, of as many more, those up to themselves."""
+    return additive(torch.ones(size, before + size, dtype=torch.bool, device=device).tril(before))[None, None]
 
 
 def make_mask(doc: Tensor, span: Tensor) -> Mask:
@@ -124,18 +148,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = No
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), mask, scale).to(q.dtype)
     if isinstance(mask, DocumentMask):
-        return _unflatten(_attend_documents(_flatten(q), _flatten(k), _flatten(v), mask, scale), q)
+        return _unflatten(_attend_pieces(_flatten(q), _flatten(k), _flatten(v), mask, scale), q)
     return _sdpa(q, k, v, mask, scale)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, causal: bool = False) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and q.is_cuda:
         # On GPUs the kernels that take a mask know no grouped queries.
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _flatten(x: Tensor) -> Tensor:
@@ -147,13 +172,14 @@ def _unflatten(out: Tensor, like: Tensor) -> Tensor:
     return out[0].unflatten(1, (like.shape[0], like.shape[2])).transpose(0, 1)
 
 
-def _attend_documents(q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask, scale: float | None) -> Tensor:
-    pieces, end = [], 0
-    for start, stop, own in mask.documents:
-        pieces.append(q[:, :, end:start] * 0)
-        pieces.append(_sdpa(q[:, :, start:stop], k[:, :, start:stop], v[:, :, start:stop], own, scale))
+def _attend_pieces(q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask, scale: float | None) -> Tensor:
+    parts, end = [], 0
+    for first, start, stop, causal, own in mask.pieces:
+        if end < start:
+            parts.append(q[:, :, end:start] * 0)
+        parts.append(_sdpa(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], own, scale, causal))
         end = stop
-    return torch.cat([*pieces, q[:, :, end:] * 0], 2)
+    return torch.cat([*parts, q[:, :, end:] * 0], 2)
 
 
 # Only the compiled kernel skips blocks; the eager one materialises all scores.

@@ -51,6 +51,24 @@ def packed_ids(length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return doc, span
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(("same", "next", "padding")), st.integers(1, 9), st.booleans()), min_size=1, max_size=8))
+def test_pieces_of_documents_are_the_dense_mask(runs):
+    """For any order of texts, spans and padding, next to each other or not."""
+    doc, span, number = [], [], 1
+    for i, (of, size, visual) in enumerate(runs):
+        number += of != "same"
+        doc += [-number if of == "padding" else number] * size
+        span += [(i + 1) * (visual and of != "padding")] * size
+        number += of == "padding"
+    doc, span = torch.tensor([doc]), torch.tensor([span])
+    torch.manual_seed(len(runs))
+    q, k, v = torch.randn(1, 4, len(doc[0]), 8), *torch.randn(2, 1, 2, len(doc[0]), 8)
+    real = (doc > 0)[:, None, :, None]
+    pieces, dense = (attend(q, k, v, make(doc, span)) * real for make in (document_mask, dense_mask))
+    torch.testing.assert_close(pieces, dense, atol=1e-5, rtol=0)
+
+
 parts = st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=4)
 
 
