@@ -1,7 +1,8 @@
 """Every rule's victims and every kind of copy, planted among good pairs: does the ledger name each one rightly?
 
 Writes tars of 1,000 rows (4 of 10 rows are good; pictures are coloured 1/f fields with grain), an evaluation set, then
-curates them with every rule on. Recall and precision are of the planted near copies: resized, recompressed, cropped.
+curates them with every rule on. Recall and precision are of the planted near copies: resized, recompressed, cropped, or of a picture
+of the evaluation set.
 
     python -m benchmarks.victims --json FILE
 """
@@ -38,7 +39,8 @@ RULES = Rules(
 )  # fmt: skip
 TAR_ROWS = 1000
 _SCREEN = (560, 520)
-NEAR = ("resized", "recompressed", "cropped")
+COPIES = ("same", "resized", "recompressed", "cropped")
+NEAR = (*COPIES[1:], "evaluation")  # the last: copies of an evaluation set's pictures
 _SUBJECTS = ["river", "mountain", "harbour", "garden", "castle", "bridge", "forest", "station", "library", "market", "kitchen", "tower", "island", "valley"]
 _VERBS = ["beside", "behind", "above", "below", "facing", "crossing", "touching", "circling", "leaving"]
 _QUALITIES = ["quiet", "crowded", "golden", "frozen", "ancient", "empty", "narrow", "painted", "windy", "distant", "broken", "sunny", "rainy", "green"]
@@ -229,15 +231,14 @@ def rows(paint: Painter, count: int, evaluation: list[bytes]) -> Iterator[Pair]:
         if planted >= count:
             return
         made = [Pair("kept", encoded(paint.picture()), paint.caption(), _GOOD) for _ in range(2)]
-        kind = ("same", *NEAR)[turn % 4]
+        kind = COPIES[turn % 4]
         if turn % 3 == 0:
             made += copies(paint, kind, f"{kind}{turn}")
         elif turn % 3 == 1 and turn % 9 == 1:
             image = paint.picture()
             evaluation.append(encoded(image, quality=70))
-            made.append(
-                Pair("dropped:evaluation_set", encoded(image.resize((700, 675))), paint.caption(), _GOOD)
-            )
+            copy = encoded(image.resize((700, 675)))
+            made.append(Pair("evaluation", copy, paint.caption(), _GOOD, group=f"evaluation{turn}"))
         elif turn % 9 == 4:
             text = paint.caption()
             pair = [
@@ -329,9 +330,9 @@ def judge(folder: Path, planted: dict[str, Pair]) -> Verdict:
             wrong.append(f"{key}: planted {pair.account}, accounted {account} {row['detail'] or ''}")
     found: dict[str, list[bool]] = {}
     for group, accounts in groups.items():
-        copy = "dropped:repeated_caption" if group.startswith("caption") else "duplicate"
-        right = sorted(accounts) == sorted([copy, "kept"])
         kind = group.rstrip("0123456789")
+        copy = {"caption": "dropped:repeated_caption", "evaluation": "dropped:evaluation_set"}.get(kind, "duplicate")
+        right = sorted(accounts) == ([copy] if kind == "evaluation" else sorted([copy, "kept"]))
         found.setdefault(kind, []).append(right)
         if not right and kind not in NEAR:
             wrong.append(f"{group}: {accounts}")

@@ -1,7 +1,8 @@
 """`python -m showo2.tiny.sources --out DIR --pictures N --seed S`: the world of shapes as img2dataset would store it.
 
 Three sources of WebDataset tars: `web` (noisy alt texts; small, duplicate and damaged pictures on purpose), `synthetic`
-(clean, captions true) and `instruct` (LLaVA conversations). Every row is a function of (seed, source, index), so tars
+(clean, captions true) and `instruct` (LLaVA conversations); with `--clips N` and `--stories N` two more of these (mp4
+files, OmniCorpus documents), both clean. Every row is a function of (seed, source, index), so tars
 are written in parallel and the bytes do not depend on the number of processes. `truth/` tells, for every row, what it
 shows and what was done to it; `truth.json` counts it all.
 """
@@ -21,6 +22,7 @@ import tyro
 from PIL import Image
 from rich.progress import track
 
+from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
 from showo2.tiny.questions import questions
 from showo2.tiny.render import render
 from showo2.tiny.world import (
@@ -58,18 +60,29 @@ _CUT = 0.8  # of the last web tar's rows that are left
 
 @dataclass(frozen=True)
 class Options:
-    """Write the world of shapes as three sources of WebDataset tars."""
+    """Write the world of shapes as sources of WebDataset tars."""
 
     out: Path
-    """Folder for web/, synthetic/, instruct/ and truth/."""
+    """Folder for web/, synthetic/, instruct/, clips/, stories/ and truth/."""
     pictures: int = 6000
-    """Rows of all sources together."""
+    """Rows of the three sources of pictures together."""
     seed: int = 0
     """Everything follows from it."""
     rows: int = 1000
     """Most rows in a tar."""
     workers: int = os.cpu_count() or 1
     """Processes; the bytes do not depend on it."""
+    clips: int = 0
+    """Rows of the source of videos."""
+    stories: int = 0
+    """Rows of the source of stories."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by source."""
+        pictures = {source: round(self.pictures * share) for source, share in SHARES.items()}
+        more = {"clips": self.clips, "stories": self.stories}
+        return pictures | {source: count for source, count in more.items() if count}
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ def write_sources(options: Options) -> dict:
     """Write everything and return what `truth.json` says; a finished run with the same options is left alone."""
     truth_file = options.out / "truth.json"
     wanted = {"pictures": options.pictures, "seed": options.seed, "rows_per_tar": options.rows}
+    wanted |= {"clips": options.clips, "stories": options.stories}
     if truth_file.exists():
         found = json.loads(truth_file.read_text())
         if {key: found.get(key) for key in wanted} == wanted:
@@ -93,7 +107,7 @@ def write_sources(options: Options) -> dict:
         raise SystemExit(
             f"{truth_file} was made with other options ({found}); name another --out or delete it"
         )
-    jobs = [job for source in SHARES for job in _tars(options, source)]
+    jobs = [job for source, count in options.counts.items() for job in _tars(options, source, count)]
     with ProcessPoolExecutor(options.workers) as pool:
         reports = list(track(pool.map(_write_tar, jobs), "writing tars", total=len(jobs)))
     truth = wanted | {"sources": _summary(jobs, reports)}
@@ -115,8 +129,7 @@ class _Tar:
     cut: bool
 
 
-def _tars(options: Options, source: str) -> list[_Tar]:
-    count = round(options.pictures * SHARES[source])
+def _tars(options: Options, source: str, count: int) -> list[_Tar]:
     tars = max(1, -(-count // options.rows))
     edges = [count * i // tars for i in range(tars + 1)]
     return [
@@ -167,7 +180,7 @@ def _publish(path: Path, data: bytes) -> None:
 def _summary(jobs: list[_Tar], reports: list[list[dict]]) -> dict:
     """By source: rows, tars, what is planted among the rows that a reader can reach, and rows lost in the cut tar."""
     summary: dict[str, dict] = {}
-    for source in SHARES:
+    for source in dict.fromkeys(job.source for job in jobs):
         truths = [
             t for job, report in zip(jobs, reports, strict=True) if job.source == source for t in report
         ]
@@ -203,6 +216,10 @@ def kind_of(seed: int, source: str, index: int) -> str:
 
 def make_row(seed: int, source: str, index: int, key: str) -> Row:
     """The row at `index` of a source: a function of its arguments."""
+    if source == "clips":
+        return _clip(_rng(seed, source, index, "scene"), index, key)
+    if source == "stories":
+        return _story(_rng(seed, source, index, "scene"), index, key)
     kind, origin = kind_of(seed, source, index), index
     if kind == "duplicate":
         origin = _original(seed, source, index)
@@ -228,6 +245,29 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     raw = b"caf\xe9 \xff " + text.encode() if kind == "bad_caption" else text.encode()
     facts |= {"url": f"https://shapes.example/{source}/{index:09d}.{suffix}"}
     return Row(key, ((suffix, picture), ("txt", raw), ("json", _json(facts))), truth | {"text": text})
+
+
+def _clip(rng: random.Random, index: int, key: str) -> Row:
+    motion = draw_motion(rng)
+    text = describe_motion(motion)
+    truth = _clean("clips", index, key, "mp4") | {"caption": text, "text": text}
+    return Row(key, (("mp4", movie(motion, _SIDES[0])), ("txt", text.encode()), ("json", _json({"key": key}))), truth)
+
+
+def _story(rng: random.Random, index: int, key: str) -> Row:
+    story = draw_story(rng)
+    pictures = [_encode(render(scene, _SIDES[0]), "jpg", rng.randint(80, 95)) for scene in story.scenes]
+    members = [(f"{number}.jpg", data) for number, data in enumerate(pictures)]
+    texts = [entry for text in story.texts for entry in (text, None)]
+    images = [entry for name, _ in members for entry in (None, name)]
+    truth = _clean("stories", index, key, "0.jpg") | {"texts": story.texts}
+    return Row(key, (*members, ("json", _json({"texts": texts, "images": images}))), truth)
+
+
+def _clean(source: str, index: int, key: str, suffix: str) -> dict:
+    side = _SIDES[0]
+    return {"source": source, "key": key, "kind": "plain", "picture": index, "width": side, "height": side,
+            "format": suffix}  # fmt: skip
 
 
 def _json(value: dict) -> bytes:

@@ -55,6 +55,7 @@ __all__ = [
     "Object",
     "Scene",
     "describe",
+    "draw_kind",
     "draw_scene",
     "draw_style",
     "is_held_out",
@@ -62,6 +63,7 @@ __all__ = [
     "phrase",
     "place_is_clear",
     "place_of",
+    "placed",
     "prompts",
     "relation",
     "satisfies",
@@ -79,6 +81,7 @@ _GAP = 0.05  # between the bounding boxes of two objects: 3 pixels at 64, so tha
 _CENTRE_RADIUS = 0.13  # closer to the middle than this is "centre"
 _USUAL_SHARE = 1 / 3  # of scenes in which all shapes have their usual colours
 _PLACE_MIX = (1, 1, 1, 1, 2)  # of PLACES
+_SPOTS = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "centre": (0.5, 0.5)}
 _QUARTERS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))  # in reading order
 
 
@@ -315,7 +318,8 @@ def _as_usual(scene: Scene) -> Scene:
     return usual if len(kinds[0]) == len(kinds[1]) else scene
 
 
-def _kind(rng: random.Random) -> tuple[str, str]:
+def draw_kind(rng: random.Random) -> tuple[str, str]:
+    """A colour and a shape."""
     return rng.choice(list(COLOURS)), rng.choice(SHAPES)
 
 
@@ -324,22 +328,25 @@ def _object(rng: random.Random, kind: tuple[str, str], x: float, y: float, r: fl
     return Object(*kind, round(min(max(x, low), high), 4), round(min(max(y, low), high), 4), round(r, 4))
 
 
+def _spot(rng: random.Random, place: str) -> tuple[float, float]:
+    x, y = _SPOTS[place]
+    return x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05)
+
+
+def placed(rng: random.Random, kind: tuple[str, str], place: str) -> Object:
+    """An object of this colour and shape about there."""
+    return _object(rng, kind, *_spot(rng, place), rng.uniform(0.13, 0.18))
+
+
 def _draw_one(rng: random.Random) -> Scene:
-    x, y = {
-        "left": (0.25, 0.5),
-        "right": (0.75, 0.5),
-        "top": (0.5, 0.25),
-        "bottom": (0.5, 0.75),
-        "centre": (0.5, 0.5),
-    }[rng.choices(PLACES, _PLACE_MIX)[0]]
-    x, y = x + rng.uniform(-0.05, 0.05), y + rng.uniform(-0.05, 0.05)
-    return Scene((_object(rng, _kind(rng), x, y, rng.uniform(0.13, 0.18)),))
+    spot = _spot(rng, rng.choices(PLACES, _PLACE_MIX)[0])
+    return Scene((_object(rng, draw_kind(rng), *spot, rng.uniform(0.13, 0.18)),))
 
 
 def _draw_two(rng: random.Random) -> Scene:
-    a, b = _kind(rng), _kind(rng)
+    a, b = draw_kind(rng), draw_kind(rng)
     while b == a:
-        b = _kind(rng)
+        b = draw_kind(rng)
     return Scene(_pair(rng, a, b, beside=rng.random() < 0.5))
 
 
@@ -363,7 +370,7 @@ def _quarters(rng: random.Random, kinds: list[tuple[str, str]]) -> Scene:
 
 
 def _draw_same(rng: random.Random) -> Scene:
-    kind, count = _kind(rng), rng.choice((2, 3, 4))
+    kind, count = draw_kind(rng), rng.choice((2, 3, 4))
     if count == 2:
         return Scene(_pair(rng, kind, kind, beside=True))
     return _quarters(rng, [kind] * count)
@@ -372,7 +379,7 @@ def _draw_same(rng: random.Random) -> Scene:
 def _draw_mixed(rng: random.Random) -> Scene:
     if rng.random() < 0.75:
         n, m = rng.choice(((1, 2), (2, 1), (1, 3), (3, 1), (2, 2)))
-        return _quarters(rng, [_kind(rng)] * n + [_kind(rng)] * m)
+        return _quarters(rng, [draw_kind(rng)] * n + [draw_kind(rng)] * m)
     shapes = rng.sample(SHAPES, len(SHAPES))
-    kinds = [_kind(rng) for _ in range(rng.choice((3, 4)))]
+    kinds = [draw_kind(rng) for _ in range(rng.choice((3, 4)))]
     return _quarters(rng, sorted(kinds, key=lambda kind: shapes.index(kind[1])))

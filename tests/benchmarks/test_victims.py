@@ -23,7 +23,7 @@ def planted(tmp_path_factory):
 def test_the_ledger_names_each(planted):
     folder, rows, _ = planted
     accounts = {pair.account for pair in rows.values()}
-    assert len([account for account in accounts if account.startswith("dropped")]) == 22
+    assert len([account for account in accounts if account.startswith("dropped")]) == 21
     verdict = judge(folder, rows)
     assert verdict.rows >= ROWS and not verdict.wrong
     assert min(verdict.recall.values()) >= 0.95 and verdict.precision >= 0.95

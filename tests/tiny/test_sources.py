@@ -5,6 +5,8 @@ import tarfile
 import pytest
 from PIL import Image
 
+from pipelines.curate import CurateConfig, curate
+from pipelines.rules import Rules
 from showo2.tiny import sources, world
 
 OPTIONS = {"pictures": 90, "rows": 20, "seed": 5}
@@ -123,3 +125,16 @@ def test_conversations_are_llava(written):
         assert turns[0]["value"].startswith("<image>\n")
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert record["image"] == f"{t['key']}.{t['format']}"
+
+
+def test_clips_and_stories_are_kept_by_the_pipeline(tmp_path):
+    options = sources.Options(tmp_path, pictures=10, rows=3, clips=4, stories=5, workers=1)
+    truth = sources.write_sources(options)["sources"]
+    assert {name: truth[name]["rows"] for name in ("clips", "stories")} == {"clips": 4, "stories": 5}
+    again = sources.make_row(options.seed, "clips", 3, "000010000")
+    with tarfile.open(tmp_path / "clips" / "00001.tar") as archive:
+        assert archive.extractfile("000010001.mp4").read() == again.members[0][1]
+    named = (f"clips={tmp_path}/clips", f"stories:omnicorpus={tmp_path}/stories")
+    rules = Rules(min_seconds=2.9, max_cuts=0, min_motion=0.3, max_frozen=0.2)
+    report = curate(CurateConfig(named, str(tmp_path / "data"), rules, score=("video", "text"), workers=0))
+    assert report.total == {"kept": 9}
