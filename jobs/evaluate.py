@@ -8,6 +8,7 @@ Draws the held-out prompts of six categories, asks held-out questions, prints th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Evaluate(Suite):
     suite: Literal["shapes"] = "shapes"
     """which suite"""
     save: Path | None = None
-    """folder for all pictures, drawn and asked about"""
+    """folder for all pictures, drawn and asked about, and the last frames of clips"""
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
 
@@ -47,7 +48,9 @@ def run(config: Evaluate) -> Report:
     with progress() as bar:
         drawn = bar.add_task("pictures", total=suite.pictures * len(CATEGORIES))
         asked = bar.add_task("questions", total=suite.questions * len(KINDS))
-        report = evaluate(pipeline, suite, lambda n: bar.advance(drawn, n), lambda n: bar.advance(asked, n))
+        clips = bar.add_task("clips", total=suite.clips, visible=suite.clips > 0)
+        tell = [partial(bar.advance, task) for task in (drawn, asked, clips)]
+        report = evaluate(pipeline, suite, *tell)
     publish_json(
         str(config.json.parent),
         config.json.name,
@@ -55,7 +58,8 @@ def run(config: Evaluate) -> Report:
     )
     if config.save is not None:
         config.save.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate([*(d.image for d in report.drawn), *(a.image for a in report.asked)]):
+        images = [item.image for part in (report.drawn, report.asked, report.clips) for item in part]
+        for i, image in enumerate(images):
             image.save(config.save / f"{i:05d}.png")
     return report
 

@@ -29,7 +29,7 @@ from showo2.tiny import resolve
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-SPATIAL = 8
+SPATIAL, TEMPORAL = 8, 4
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "Wan2.1_VAE.pth")
 # Of Wan 2.1, as its release states them; the weights file itself holds none.
 _MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -132,7 +132,7 @@ class WanVAE:
 
         Raises ValueError for sides that 8 does not divide and for T that is not 1 + 4k.
         """
-        if pixels.dim() != 5 or any(side % SPATIAL for side in pixels.shape[3:]) or pixels.shape[2] % 4 != 1:
+        if pixels.dim() != 5 or any(side % SPATIAL for side in pixels.shape[3:]) or pixels.shape[2] % TEMPORAL != 1:
             raise ValueError(f"pixels of shape {tuple(pixels.shape)}: need (B, 3, 1 + 4k, H, W), "
                              f"H and W multiples of {SPATIAL}")
         pixels = pixels.to(self.device, self.dtype)

@@ -1,7 +1,7 @@
 """The suite `shapes`: six GenEval-like categories of prompts, four kinds of questions, all held out from training.
 
 Every prompt and every scene asked about belongs to the held-out quarter of the world, so the scores measure new
-combinations. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
+combinations. Clips, of held-out motions, are drawn on demand: most models have seen none. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from showo2.evaluate.shapes import detect, judge
+from showo2.evaluate.moving import judge_clip
+from showo2.evaluate.shapes import Detected, detect, judge
+from showo2.tiny.moving import DIRECTIONS, motion_prompts, parse_motion
 from showo2.tiny.questions import questions
 from showo2.tiny.render import render
 from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
@@ -36,6 +38,10 @@ class Model(Protocol):
               on_batch: Callable[[int], None] | None) -> list[Image.Image]:
         """One picture a prompt."""
 
+    def video(self, prompts: Sequence[str], guidance: float, points: int, seed: int, *, batch: int,
+              on_batch: Callable[[int], None] | None) -> list[list[Image.Image]]:
+        """The frames of one clip a prompt."""
+
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int, *,
                batch: int) -> list[str]:
         """One answer a picture and question."""
@@ -49,6 +55,8 @@ class Suite:
     """of each category; its held-out prompts take turns"""
     questions: int = 48
     """of each kind"""
+    clips: int = 0
+    """of motions; held-out ones take turns"""
     guidance: float = 4.0
     """strength of classifier-free guidance; 1 is none"""
     points: int = 20
@@ -92,24 +100,30 @@ class Asked:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was drawn and asked."""
+    """Everything that was drawn and asked; of a clip, `Drawn.image` is its last frame."""
 
     drawn: list[Drawn]
     asked: list[Asked]
+    clips: list[Drawn]
     manifest: dict[str, Any]
 
     @property
     def scores(self) -> dict[str, Any]:
-        """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`."""
+        """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`.
+
+        With clips also `"clip"`, by direction.
+        """
+        clips = {"clip": _shares(tuple(DIRECTIONS), [(d.category, d.right) for d in self.clips])} if self.clips else {}
         return {"picture": _shares(CATEGORIES, [(d.category, d.right) for d in self.drawn]),
                 "question": _shares(tuple(KINDS), [(a.kind, a.right) for a in self.asked]),
-                "manifest": self.manifest}
+                **clips, "manifest": self.manifest}
 
     @property
     def details(self) -> dict[str, Any]:
         """Each prompt with what was seen, each question with its answer, in the order of the pictures' numbers."""
-        return {"pictures": [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen}
-                             for d in self.drawn],
+        told = {name: [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen} for d in drawn]
+                for name, drawn in (("pictures", self.drawn), ("clips", self.clips))}
+        return {**told,
                 "questions": [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
                                "right": a.right} for a in self.asked]}
 
@@ -139,9 +153,18 @@ def scene_questions(suite: Suite) -> list[tuple[str, str, str, Image.Image]]:
     return chosen
 
 
+def clip_prompts(suite: Suite) -> list[tuple[str, str]]:
+    """(direction, prompt) of every clip: the held-out motions of each direction in turn."""
+    prompts = motion_prompts(held_out=True)
+    by_direction = {d: [p for p in prompts if parse_motion(p)[1] == d] for d in DIRECTIONS}
+    turns = [(d, by_direction[d][i % len(by_direction[d])]) for i in range(suite.clips) for d in DIRECTIONS]
+    return turns[:suite.clips]
+
+
 def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | None = None,
-             on_questions: Callable[[int], None] | None = None) -> Report:
-    """Draw, judge, ask. `on_pictures(n)` and `on_questions(n)` hear of n more that are done."""
+             on_questions: Callable[[int], None] | None = None,
+             on_clips: Callable[[int], None] | None = None) -> Report:
+    """Draw, judge, ask. `on_pictures(n)` and its like hear of n more that are done."""
     asked_for, tests = picture_prompts(suite), scene_questions(suite)
     images = model.image([prompt for _, prompt in asked_for], suite.guidance, suite.points, suite.seed,
                          batch=suite.batch, on_batch=on_pictures)
@@ -154,20 +177,29 @@ def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | No
                   for (kind, question, expected, image), answer in zip(part, answers, strict=True)]
         if on_questions is not None:
             on_questions(len(part))
-    return Report(drawn, asked, _manifest(model, suite, asked_for, tests))
+    motions = clip_prompts(suite)
+    clips = model.video([prompt for _, prompt in motions], suite.guidance, suite.points, suite.seed,
+                        batch=max(1, suite.batch // 5), on_batch=on_clips) if motions else []
+    moved = [Drawn(direction, prompt, judge_clip(prompt, frames), _names(detect(frames[-1])), frames[-1])
+             for (direction, prompt), frames in zip(motions, clips, strict=True)]
+    return Report(drawn, asked, moved, _manifest(model, suite, asked_for, tests))
 
 
 def _judged(category: str, prompt: str, image: Image.Image) -> Drawn:
     found = detect(image)
-    seen = [f"{d.colour or 'unknown'} {d.shape or 'thing'}" for d in found]
-    return Drawn(category, prompt, judge(parse(prompt), found), seen, image)
+    return Drawn(category, prompt, judge(parse(prompt), found), _names(found), image)
+
+
+def _names(found: Sequence[Detected]) -> list[str]:
+    return [f"{d.colour or 'unknown'} {d.shape or 'thing'}" for d in found]
 
 
 def _shares(names: Sequence[str], verdicts: list[tuple[str, bool]]) -> dict[str, float]:
+    """Names that nothing was asked of are left out."""
     shares = {}
     for name in names:
-        own = [right for verdict, right in verdicts if verdict == name]
-        shares[name] = sum(own) / len(own)
+        if own := [right for verdict, right in verdicts if verdict == name]:
+            shares[name] = sum(own) / len(own)
     return {**shares, "score": sum(shares.values()) / len(shares)}
 
 

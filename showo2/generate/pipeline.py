@@ -18,7 +18,7 @@ from showo2.model import Showo2
 from showo2.model.weights import fetched
 from showo2.sequence import Media, conversation
 from showo2.text import Tokenizer
-from showo2.vae import CHANNELS, SPATIAL, WanVAE, center_crop_resize, to_image, to_pixels
+from showo2.vae import CHANNELS, SPATIAL, TEMPORAL, WanVAE, center_crop_resize, to_image, to_pixels
 
 
 class Showo2Pipeline:
@@ -67,20 +67,35 @@ class Showo2Pipeline:
         16 (default: what the model was trained for). first: index of the first prompt, for calls that continue one
         another. on_batch(n) is told of n more finished pictures.
         """
+        drawn = self._drawn(prompts, 1, Sampling(points, guidance), seed, size, batch, first, on_batch)
+        return [frames[0] for frames in drawn]
+
+    def video(self, prompts: str | Sequence[str], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
+              frames: int = 17, size: int | None = None, batch: int = 4, first: int = 0,
+              on_batch: Callable[[int], None] | None = None) -> list[list[Image.Image]]:
+        """Draw the frames of one square clip a prompt, which play 8 a second; otherwise as `image`.
+
+        frames: 1 more than a multiple of 4 (17 is what training clips have).
+        """
+        if frames < 1 or frames % TEMPORAL != 1:
+            raise ValueError(f"frames={frames}: use 1 more than a multiple of {TEMPORAL}, for example 17")
+        latents = 1 + (frames - 1) // TEMPORAL
+        return list(self._drawn(prompts, latents, Sampling(points, guidance), seed, size, batch, first, on_batch))
+
+    def _drawn(self, prompts: str | Sequence[str], latents: int, sampling: Sampling, seed: int, size: int | None,
+               batch: int, first: int, on_batch: Callable[[int], None] | None) -> Iterator[list[Image.Image]]:
+        """The frames of each prompt's clip of so many latent frames."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         size = self.model.config.size if size is None else size
         if size <= 0 or size % (SPATIAL * PATCH):
             raise ValueError(f"size={size}: use a positive multiple of {SPATIAL * PATCH} pixels")
-        shape = (CHANNELS, 1, size // SPATIAL, size // SPATIAL)
-        sampling = Sampling(points, guidance)
-        pictures: list[Image.Image] = []
+        shape = (CHANNELS, latents, size // SPATIAL, size // SPATIAL)
         for rows in _batches(len(prompts), batch):
             noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
             texts = [self.tokenizer.encode(prompts[i]) for i in rows]
-            pictures += self.decode(sample(self.model, self.tokenizer.special, texts, noise, sampling))
+            yield from self.decode(sample(self.model, self.tokenizer.special, texts, noise, sampling))
             if on_batch is not None:
                 on_batch(len(rows))
-        return pictures
 
     def answer(self, images: Image.Image | Sequence[Image.Image], questions: str | Sequence[str],
                max_new_tokens: int = 64, *, batch: int = 32,
@@ -110,9 +125,9 @@ class Showo2Pipeline:
         cropped = [center_crop_resize(ImageOps.exif_transpose(image), (size, size))[0] for image in images]
         return self.vae.encode(to_pixels(cropped))
 
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Latents (n, C, 1, h, w) to pictures."""
-        return [to_image(pixels[:, 0]) for pixels in self.vae.decode(latents)]
+    def decode(self, latents: Tensor) -> list[list[Image.Image]]:
+        """Latents (n, C, T, h, w) to the frames of each: 1 + 4 (T - 1)."""
+        return [[to_image(frame) for frame in pixels.unbind(1)] for pixels in self.vae.decode(latents)]
 
 
 def _batches(total: int, batch: int) -> Iterator[range]:

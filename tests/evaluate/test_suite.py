@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from showo2.evaluate.suite import KINDS, Suite, evaluate, picture_prompts, scene_questions
+from showo2.evaluate.suite import KINDS, Suite, clip_prompts, evaluate, picture_prompts, scene_questions
+from showo2.tiny.moving import DIRECTIONS, Motion, motion_is_held_out, parse_motion
 from showo2.tiny.questions import questions
 from showo2.tiny.render import render
 from showo2.tiny.world import CATEGORIES, COLOURS, Object, Scene, is_held_out, parse, prompts
@@ -41,6 +42,13 @@ class Painter:
             on_batch(len(prompts))
         return [render(scene_of(prompt), 64) for prompt in prompts]
 
+    def video(self, prompts, guidance, points, seed, *, batch, on_batch):
+        moved = []
+        for kind, direction in map(parse_motion, prompts):
+            motion = Motion(Object(kind.colour, kind.shape, 0.5, 0.5, 0.15), direction)
+            moved.append([render(motion.at(frame / 24), 64) for frame in range(17)])
+        return moved
+
     def answer(self, images, questions, max_new_tokens, *, batch):
         return [self.key[question, image.tobytes()] for question, image in zip(questions, images, strict=True)]
 
@@ -53,6 +61,11 @@ class Careless(Painter):
             return Scene(tuple(replace(o, colour="red", x=1 - o.x) for o in scene.objects))
 
         return [render(dull(scene_of(prompt)), 64) for prompt in prompts]
+
+    def video(self, prompts, guidance, points, seed, *, batch, on_batch):
+        clips = super().video(prompts, guidance, points, seed, batch=batch, on_batch=on_batch)
+        return [clip[:1] * len(clip) if " moves to the left" in prompt else clip
+                for prompt, clip in zip(prompts, clips, strict=True)]
 
     def answer(self, images, questions, max_new_tokens, *, batch):
         return ["Two."] * len(questions)
@@ -109,3 +122,14 @@ def test_kinds_cover_the_questions_of_the_world():
     assert {q.startswith((*words, "is ")) for q, _ in questions(scene, random.Random(0))} == {True}
 
 
+
+
+def test_clips_are_drawn_on_demand_and_judged_by_direction():
+    suite = Suite(pictures=1, questions=1, clips=8)
+    assert [direction for direction, _ in clip_prompts(suite)] == [*DIRECTIONS] * 2
+    assert all(motion_is_held_out(prompt) for _, prompt in clip_prompts(suite))
+    assert evaluate(Painter(suite), suite).scores["clip"] == {**dict.fromkeys(DIRECTIONS, 1.0), "score": 1.0}
+    report = evaluate(Careless(suite), suite)
+    assert report.scores["clip"] == {"left": 0.0, "right": 1.0, "top": 1.0, "bottom": 1.0, "score": 0.75}
+    assert len(report.details["clips"]) == 8
+    assert "clip" not in evaluate(Painter(suite), Suite(pictures=1, questions=1)).scores

@@ -37,6 +37,16 @@ def test_the_prompt_and_the_guidance_matter(pipeline):
     assert abs(levels(pipeline.image("a red circle", 1.0, 4))[0] - first).max() > 1
 
 
+def test_a_clip_is_its_frames(pipeline):
+    together = pipeline.video(PROMPTS[:3], 4.0, 3, seed=3, frames=9, batch=2)
+    assert [len(clip) for clip in together] == [9] * 3 and together[0][0].size == (64, 64)
+    alone = pipeline.video(PROMPTS[1], 4.0, 3, seed=3, frames=9, first=1)
+    assert abs(levels(alone[0]) - levels(together[1])).max() <= 1
+    assert abs(levels(together[0]) - levels(together[1])).max() > 1
+    with pytest.raises(ValueError, match="frames=16: use 1 more than a multiple of 4"):
+        pipeline.video("a red circle moves to the left", frames=16)
+
+
 def test_another_size(pipeline):
     assert pipeline.image("a red circle", 4.0, 3, size=96)[0].size == (96, 96)
 
