@@ -44,6 +44,12 @@ class DocumentMask:
 
     pieces: list[Piece]
 
+    def of(self, rows: Tensor) -> DocumentMask:
+        """Only the pieces that hold some of these rows (n,) of the flattened batch, in ascending order."""
+        edges = torch.tensor([piece[1:3] for piece in self.pieces], dtype=torch.int64).reshape(len(self.pieces), 2)
+        low, high = torch.searchsorted(rows, edges).unbind(1)
+        return DocumentMask([piece for piece, some in zip(self.pieces, (low < high).tolist(), strict=True) if some])
+
 
 Mask = Tensor | BlockMask | DocumentMask | None
 

@@ -1,4 +1,5 @@
-"""Exact savings of memory: what is cheap, elementwise work is done again in backward instead of kept for it."""
+"""Exact savings: cheap, elementwise work is done again in backward instead of kept for it, and a last block computes
+only what somebody reads."""
 
 from __future__ import annotations
 
@@ -51,6 +52,34 @@ def make_lean(layers: nn.ModuleList) -> None:
                 part.__class__ = _lean(kind, gated_mlp)
             elif hasattr(part, "fc2"):
                 part.__class__ = _lean(kind, plain_mlp)
+
+
+def trim_last(layers: nn.ModuleList) -> None:
+    """Let the last block of a Hugging Face model take `omni_read` (rows of the flattened batch, mask), where it has the
+    usual parts: with it, attention has that mask, and only these rows go on behind it. What the others hold is undefined.
+    """
+    last: Any = layers[-1]
+    if {name for name, _ in last.named_children()} == _USUAL and hasattr(last.mlp, "gate_proj"):
+        kind: Any = type(last)
+        last.__class__ = _trimmed(kind)
+
+
+_USUAL = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+@cache
+def _trimmed(kind: Any) -> Any:
+    def forward(self: Any, hidden_states: Tensor, omni_read: tuple[Tensor, Any] | None = None, **options: Any) -> Tensor:
+        if omni_read is None:
+            return kind.forward(self, hidden_states, **options)
+        rows, options["omni_mask"] = omni_read
+        attended = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **options)[0]
+        flat = (hidden_states + attended).flatten(0, 1)
+        some = flat[rows]
+        some = some + self.mlp(self.post_attention_layernorm(some))
+        return flat.index_copy(0, rows, some).view_as(hidden_states)
+
+    return type(f"Trimmed{kind.__name__}", (kind,), {"forward": forward})
 
 
 @cache

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from showo2 import flow
 from showo2.model import checkpoint
-from showo2.model.attention import OMNI, Mask, make_mask
+from showo2.model.attention import OMNI, DocumentMask, Mask, make_mask
 from showo2.model.config import Showo2Config
 from showo2.model.cross_entropy import chunked_cross_entropy
 from showo2.model.flow_head import FlowHead, TimeEmbedding
-from showo2.model.lean import make_lean
+from showo2.model.lean import make_lean, trim_last
 from showo2.model.semantic import SemanticLayers
 from showo2.sequence import IGNORE, Packed, Visuals
 from showo2.vae import CHANNELS
@@ -66,6 +66,7 @@ class Showo2(nn.Module):
         llm = AutoConfig.for_model(**config.llm)
         self.language_model = AutoModelForCausalLM.from_config(llm, attn_implementation=OMNI)
         make_lean(self.language_model.model.layers)
+        trim_last(self.language_model.model.layers)
         width, flow_width = llm.hidden_size, config.flow.width
         self.semantic = SemanticLayers(config.siglip, config.grid)
         self.projector = nn.Conv2d(CHANNELS, width, flow.PATCH, flow.PATCH)
@@ -87,7 +88,8 @@ class Showo2(nn.Module):
     def forward(self, packed: Packed) -> Losses:
         """Both losses of a packed batch (equation 4), as sums; zero where a modality is absent."""
         embeds, time = self.embed(packed)
-        hidden = self.language(embeds, make_mask(packed.doc, packed.span), packed.position)
+        mask = make_mask(packed.doc, packed.span)
+        hidden = self.language(embeds, mask, packed.position, read=read_by_losses(packed, mask))
         velocity = self.packed_velocity(hidden, time, packed)
         by_time = flow_loss(velocity, packed.visuals, self.config.order)
         return Losses(self.next_token_loss(hidden, packed.labels), by_time.sum(), by_time.detach())
@@ -128,9 +130,13 @@ class Showo2(nn.Module):
         projected = self.projector(pictures).flatten(2).transpose(1, 2)
         return self.fusion(torch.cat([self.semantic(pictures), projected], -1))
 
-    def language(self, embeds: Tensor, mask: Mask, position: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Hidden states (B, L, D) after the final norm; `cache` holds what came before and takes what is new."""
-        return self.language_model.model(inputs_embeds=embeds, omni_mask=mask, position_ids=position,
+    def language(self, embeds: Tensor, mask: Mask, position: Tensor, cache: DynamicCache | None = None,
+                 read: tuple[Tensor, Mask] | None = None) -> Tensor:
+        """Hidden states (B, L, D) after the final norm; `cache` holds what came before and takes what is new.
+
+        read: the only rows of the flattened batch that will be looked at, and their mask (`read_by_losses`).
+        """
+        return self.language_model.model(inputs_embeds=embeds, omni_mask=mask, omni_read=read, position_ids=position,
                                          past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -153,6 +159,18 @@ class Showo2(nn.Module):
         position = packed.position.gather(1, columns)
         hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.flow_head(hidden, time, span, position, make_mask(doc, span))
+
+
+def read_by_losses(packed: Packed, mask: Mask) -> tuple[Tensor, Mask] | None:
+    """What the losses read of the last block: labelled positions and those of the flow head, as rows of the flattened
+    batch, and the mask without what else attends. None on a GPU, where shapes that change would be compiled anew.
+    """
+    if packed.ids.is_cuda:
+        return None
+    read = packed.labels != IGNORE
+    read.scatter_(1, packed.flow.clamp(min=0), True)
+    rows = read.flatten().nonzero().squeeze(1)
+    return rows, mask.of(rows) if isinstance(mask, DocumentMask) else mask
 
 
 def flow_loss(velocity: Tensor, visuals: list[Visuals], order: flow.Order) -> Tensor:
