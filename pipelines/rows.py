@@ -19,6 +19,7 @@ from pipelines.publish import (
     done,
     filesystem,
     is_local,
+    join,
     read_bytes,
     read_json,
 )
@@ -59,8 +60,12 @@ def load_selection(root: str, name: str = "base") -> Selection:
 
 
 def read_table(root: str, relpath: str, columns: list[str] | None = None) -> pa.Table:
-    """A published Parquet file."""
-    return pq.read_table(pa.BufferReader(read_bytes(root, relpath)), columns=columns)
+    """A published Parquet file, or some of its columns. InputError where an earlier version wrote it without one."""
+    file = pq.ParquetFile(pa.BufferReader(read_bytes(root, relpath)))
+    if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+        cure = "an earlier version wrote it; run jobs.curate on its sources again"
+        raise InputError(f"{join(root, relpath)} has no {', '.join(missing)}: {cure}")
+    return file.read(columns)
 
 
 def read_rows(root: str, selected: SelectedUnit) -> pa.Table:

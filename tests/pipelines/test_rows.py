@@ -3,11 +3,13 @@
 import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipelines.probe import ProbeError
-from pipelines.rows import MediaReader, load_selection, open_picture
+from pipelines.rows import MediaReader, load_selection, open_picture, read_table
 from pipelines.sources import InputError
 
 
@@ -64,3 +66,10 @@ def test_a_tar_that_shrank_is_told(tmp_path):
 def test_a_folder_without_a_selection_is_told(tmp_path):
     with pytest.raises(InputError, match=r"run jobs\.curate"):
         load_selection(str(tmp_path))
+
+
+def test_a_column_that_an_earlier_version_did_not_write_is_told(tmp_path):
+    pq.write_table(pa.table({"uid": ["a"], "row": [0]}), tmp_path / "facts.parquet")
+    assert read_table(str(tmp_path), "facts.parquet", ["row"]).to_pylist() == [{"row": 0}]
+    with pytest.raises(InputError, match=r"facts.parquet has no seconds, hash: .* run jobs.curate on its sources again"):
+        read_table(str(tmp_path), "facts.parquet", ["row", "seconds", "hash"])

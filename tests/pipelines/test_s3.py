@@ -25,6 +25,7 @@ from pipelines.select import named_selection
 from pipelines.sources import InputError, plan
 from pipelines.why import why
 from showo2.tiny.render import render
+from showo2.tiny.sources import Options, write_sources
 from showo2.tiny.world import draw_scene
 from tests.pipelines.conftest import write_tar
 from tests.s3 import store
@@ -96,12 +97,15 @@ def test_captions_and_latents_on_s3_are_the_bytes_that_they_are_on_disk_whatever
             members += [(f"{tar}{number}.jpg", buffer.getvalue()), (f"{tar}{number}.txt", b"IMG_0231")]
         write_tar(tmp_path / f"{tar}.tar", members)
         bucket.upload_file(str(tmp_path / f"{tar}.tar"), "pictures", f"shapes/{tar}.tar")
+    write_sources(Options(tmp_path, pictures=5, stories=2, workers=1))
+    bucket.upload_file(str(tmp_path / "stories" / "00000.tar"), "pictures", "stories/0.tar")
     remote, local = "s3://pictures/captioned", str(tmp_path / "data")
 
     def job(out: str) -> None:
-        assert curate(CurateConfig(("web=s3://pictures/shapes/*.tar",), out, workers=0)).total == {"kept": 6}
-        assert recaption(RecaptionConfig(out, workers=0)).counts == {"stop": 6}
-        assert encode(EncodeConfig(out, workers=0)).rows == 6
+        sources = ("web=s3://pictures/shapes/*.tar", "stories:omnicorpus=s3://pictures/stories/*.tar")
+        assert curate(CurateConfig(sources, out, workers=0)).total == {"kept": 8}
+        assert recaption(RecaptionConfig(out, workers=0)).counts == {"kept": 2, "stop": 6}
+        assert encode(EncodeConfig(out, workers=0)).rows == 8
 
     def stored() -> dict[str, bytes]:
         listed = bucket.list_objects_v2(Bucket="pictures", Prefix="captioned/")["Contents"]
@@ -120,7 +124,7 @@ def test_captions_and_latents_on_s3_are_the_bytes_that_they_are_on_disk_whatever
     # What a killed job has not done yet, and a file that somebody deleted: the next run makes them again.
     units = [name for name in on_disk if name.startswith("units/captions/")]
     shards = [name for name in on_disk if name.endswith(".arrow")]
-    assert len(units) == 2 and shards
+    assert len(units) == 3 and len(shards) > 3
     for name in (units[0], shards[0]):
         bucket.delete_object(Bucket="pictures", Key=f"captioned/{name}")
     job(remote)
