@@ -1,7 +1,7 @@
 """Golden loss curves: the first steps of the tiny recipes, on a small set of random latents with the shipped parts.
 
 `python -m tests.train.golden` writes them anew, which a change of recipes, parts or numerics makes necessary; the
-difference shows what the change did. Each stage goes on from the one before, as in training.
+difference shows what the change did. Each stage goes on from an earlier one, as in training.
 """
 
 import json
@@ -9,15 +9,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from showo2 import recipes
+from showo2.recipes.tiny import TINY
+from showo2.shards import Manifest, TextRow
 from showo2.tiny import resolve
 from showo2.train.recipe import Parallel, Recipe
 from showo2.train.trainer import Trainer
-from tests.train.small import small_dataset, story
+from tests.train.small import small_dataset, story, text_of, uid_of, write_shard
 
 CURVES = Path(__file__).with_name("curves.json")
 # Batches are an eighth of the recipe's.
 STEPS, SHARE = 4, 8
+# What a stage goes on from, where that is not the one before it.
+FROM = {"tiny-stage1-video": "tiny-stage1", "tiny-high96": "tiny-stage2"}
 
 
 def short(recipe: Recipe) -> Recipe:
@@ -28,8 +31,8 @@ def short(recipe: Recipe) -> Recipe:
 
 
 def ready() -> list[Recipe]:
-    """The recipes of the chain whose language model ships."""
-    return [recipe for recipe in recipes.chain("tiny-distill", "tiny-7b-stage2") if _ships(recipe.model.llm)]
+    """The tiny recipes whose language model ships."""
+    return [recipe for recipe in TINY if _ships(recipe.model.llm)]
 
 
 def _ships(part: str) -> bool:
@@ -39,13 +42,33 @@ def _ships(part: str) -> bool:
         return False
 
 
+def moving_dataset(folder: Path) -> str:
+    """Clips, stories of three pictures, and what 96 px need, under `folder`."""
+    latents = folder / "latents"
+    latents.mkdir(parents=True)
+    shards = [write_shard(latents, "clips", "pair", 0, range(12), (5, 8, 8)),
+              write_shard(latents, "stories", "interleaved", 0, range(12), (3, 8, 8), told),
+              write_shard(latents, "large", "pair", 0, range(12), (1, 12, 12)),
+              write_shard(latents, "instruct", "conversation", 1, range(12), (1, 12, 12))]  # fmt: skip
+    (latents / "manifest.json").write_bytes(Manifest("moving", tuple(shards)).to_json())
+    return str(folder)
+
+
+def told(source: str, row: int) -> TextRow:
+    """The messages of a story: a text before each of its pictures."""
+    segments = [segment for picture in range(3) for segment in
+                ({"text": text_of("web", row + picture).text}, {"image": picture})]  # fmt: skip
+    return TextRow(uid_of(source, row), messages=json.dumps(segments))
+
+
 def curves(folder: Path) -> dict[str, list[float]]:
     """The losses of each recipe's first steps."""
-    data, init, made = (small_dataset(folder / "data"),), None, {}
+    data, before, made = (small_dataset(folder / "data"), moving_dataset(folder / "moving")), "", {}
     for recipe in ready():
-        Trainer(short(recipe), data, folder / recipe.name, init).run()
+        before = FROM.get(recipe.name, before)
+        Trainer(short(recipe), data, folder / recipe.name, str(folder / before) if before else None).run()
         made[recipe.name] = [round(line["loss"], 5) for line in story(folder / recipe.name)]
-        init = str(folder / recipe.name)
+        before = recipe.name
     return made
 
 
