@@ -156,6 +156,7 @@ class _Pool:
 
     def _release(self, call: _Call) -> None:
         """The actor is free, or has done enough and makes room for a new one."""
+        self.deaths[None] = 0
         self.done_by[call.worker] += call.number is not None
         if self.done_by[call.worker] < RECYCLE_AFTER:
             self.idle.append(call.worker)
@@ -163,10 +164,12 @@ class _Pool:
             ray.kill(call.worker)
 
     def _died(self, number: int | None, error: RayError) -> Iterator[tuple[Task, Result]]:
-        """Try the unit again, or give it up. Actors that die in their set-up, one after the other, end the stage."""
+        """Try the unit again, or give it up. Actors that die in their set-up, one after the other while no other works,
+        end the stage."""
         self.deaths[number] += 1
         if number is None:
-            if self.deaths[None] >= ATTEMPTS and not self.seconds:
+            working = any(call.number is not None for call in self.calls.values())
+            if self.deaths[None] >= ATTEMPTS and not working:
                 raise RuntimeError(
                     f"{self.deaths[None]} workers died before they were ready: {error}"
                 ) from error

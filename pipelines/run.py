@@ -55,7 +55,8 @@ def _on_ray_data(
 
     # One block a unit, so that a unit is what a worker takes, loses and is given again.
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    for row in dataset.map(call, compute=TaskPoolStrategy(size=workers and min(workers, len(tasks)))).iter_rows():
+    compute = TaskPoolStrategy(size=workers and min(workers, len(tasks)))
+    for row in dataset.map(call, compute=compute).iter_rows():
         yield json.loads(row["task"]), json.loads(row["result"])
 
 
