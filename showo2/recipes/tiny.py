@@ -45,7 +45,7 @@ STAGE2 = replace(
     groups=(Group(PARTS, 2e-3),),
     schedule="cosine", steps=3500, ema=0.998, checkpoint_every=500)
 
-# The larger base model: `python -m showo2.tiny.parts --only llm-large`, width 192, 6 layers.
+# The larger base model: width 192, 6 layers.
 ALIGN_LARGE = replace(
     STAGE1, name="tiny-7b-align",
     summary="scale-up: a larger language model learns to use the small model's flow head",

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from showo2.tiny.parts.card import write_card
-from showo2.tiny.parts.phases import PARTS, PHASES, SHIPPED, run_part
+from showo2.tiny.parts.phases import BY_DEFAULT, PARTS, PHASES, run_part
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Options:
 
     out: Path
     """Folder for the parts; the captioner needs llm and siglip there."""
-    only: str = ",".join(SHIPPED)
+    only: str = ",".join(BY_DEFAULT)
     """Which parts to train, separated by commas; llm-large, the base of `tiny-7b-*`, is trained only on demand."""
     effort: float = 1.0
     """Share of the usual steps (and scenes, below 1); 1 takes about half an hour on two cores."""

@@ -13,7 +13,7 @@ from showo2.tiny.parts import captioner, llm, siglip, vae
 # threads do at these sizes. The captioner needs the language model and SigLIP.
 PHASES = (("llm", "siglip"), ("captioner", "vae"), ("llm-large",))
 PARTS = tuple(part for phase in PHASES for part in phase)
-SHIPPED = PARTS[:-1]
+BY_DEFAULT = PARTS[:-1]
 
 
 def run_part(part: str, out: Path, effort: float) -> None:
