@@ -180,13 +180,15 @@ def run(options: Options) -> Report:
                      read(scores_of(options.out / arm / LARGE, step), "picture"), "") for step in scored(options)]  # fmt: skip
     small = read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
     carried, anew = (first(options, arm, small) for arm in ("chain", "fresh"))
+    # A fresh head that does not get there needs more than all these steps: they are held against the carried one.
+    least = min(anew, sum(recipe_of(options, name).steps for name in (ALIGN, FROZEN, LARGE)))
     rows += [Row("steps to the small model's pictures: carried", carried, ""),
              Row("steps to the small model's pictures: fresh", anew, "")]  # fmt: skip
     last = scores_of(options.out / "chain" / LARGE)
     aims = [Aim("hours of the chain, data included", sum(chain.values()) / 3600, "<=", 2.0),
             Aim("pictures that are right", read(last, "picture"), ">=", 0.95),
             Aim("questions that are right", read(last, "question"), ">=", 0.95),
-            Aim("steps to the small model's pictures: carried / fresh", carried / anew, "<=", 0.5)]  # fmt: skip
+            Aim("steps to the small model's pictures: carried / fresh", carried / least, "<=", 0.5)]  # fmt: skip
     return Report("ladder", rows, aims)
 
 

@@ -14,12 +14,11 @@ import json
 import random
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-import av
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
@@ -30,6 +29,7 @@ from jobs._ray import connect
 from pipelines.curate import CurateConfig, curate
 from pipelines.groups import Dedup
 from pipelines.rules import Rules
+from showo2.movies import mp4
 
 RULES = Rules(
     max_aspect=2.5, max_bytes=600_000, formats=("jpeg", "png", "webp", "gif", "mpeg4"), min_words=4, max_words=40,
@@ -126,18 +126,6 @@ def encoded(image: Image.Image, kind: str = "jpeg", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def movie(frames: Sequence[Image.Image]) -> bytes:
-    """The frames as an mp4, 12 a second."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=12)
-        stream.width, stream.height = frames[0].size
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
 def page(painter: Painter) -> Image.Image:
     """A page of writing."""
     image = Image.new("RGB", (560, 540), "white")
@@ -160,7 +148,7 @@ def victims(paint: Painter) -> dict[str, Callable[[], Pair]]:
         return lambda: row(account, scores={**_GOOD, name: value})
 
     def video(account: str, *frames: Image.Image) -> Pair:
-        return row(account, movie(frames), scores=_GOOD, extension="mp4")
+        return row(account, mp4(frames, 12, "mpeg4"), scores=_GOOD, extension="mp4")
 
     return {
         "good_video": lambda: video("kept", *paint.pan(36)),
@@ -170,7 +158,7 @@ def victims(paint: Painter) -> dict[str, Callable[[], Pair]]:
         "restless": lambda: video("dropped:restless", *(paint.noise() for _ in range(36))),
         "video_length": lambda: video("dropped:video_length", *paint.pan(25)),
         "too_short": lambda: video("failed:too_short", *paint.pan(12)),
-        "no_video": lambda: row("failed:undecodable", movie(paint.pan(12))[:900], scores=_GOOD, extension="mp4"),
+        "no_video": lambda: row("failed:undecodable", mp4(paint.pan(12), 12, "mpeg4")[:900], scores=_GOOD, extension="mp4"),
         "too_small": lambda: row("dropped:too_small", paint.picture((500, 700))),
         "missing_caption": lambda: row("dropped:missing_caption", text=b" \n"),
         "animated": lambda: row(

@@ -20,10 +20,8 @@ from pipelines.run import Result, Task, attempt, collect
 
 RECYCLE_AFTER = 200  # units of one actor: what leaks, leaks only so far
 ATTEMPTS = 3  # of a unit whose actors die
-STRAGGLER = (
-    2.0  # times the median of the units so far; a unit that has run for longer is started a second time
-)
-STRAGGLER_SECONDS = 30.0  # and at least so long
+# A unit that has run for longer than so many times the median, and so many seconds, is started a second time.
+STRAGGLER, STRAGGLER_SECONDS = 2.0, 30.0
 _LOOK_SECONDS = 1.0
 
 Make = Callable[..., Callable[[Task], Result]]

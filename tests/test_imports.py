@@ -23,7 +23,7 @@ LAYERS = (
     ("showo2.frame_vae",),
     ("showo2.hashing",),
     ("showo2.tiny",),
-    ("showo2.hardware",),
+    ("showo2.hardware", "showo2.movies"),
 )
 DEPTH = {package: depth for depth, layer in enumerate(LAYERS) for package in layer}
 FORBIDDEN_IN_SHOWO2 = ("ray", "jobs", "pipelines", "benchmarks", "tests")

@@ -10,13 +10,13 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import av
 import torch
 import tyro
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from showo2.movies import mp4
 from showo2.shards import DamagedRow, Manifest, ShardError, ShardReader
 from showo2.shards.remote import is_remote
 
@@ -123,7 +123,7 @@ def show(options: Show) -> None:
             pixels = vae.decode(latents.float())
         frames = [to_image(frame) for clip in pixels for frame in clip.transpose(0, 1)]
         stem = os.path.join(options.out, row.uid)
-        paths = [_write_clip(f"{stem}.mp4", frames)] if row.times else _write_pictures(stem, frames)
+        paths = _write_clip(stem, frames) if row.times else _write_pictures(stem, frames)
         _console.print(f"{' '.join(paths)}  {row.text.text or row.text.messages}")
 
 
@@ -134,15 +134,12 @@ def _write_pictures(stem: str, pictures: list[Image.Image]) -> list[str]:
     return paths
 
 
-def _write_clip(path: str, frames: list[Image.Image]) -> str:
+def _write_clip(stem: str, frames: list[Image.Image]) -> list[str]:
     """Eight frames a second: every third of 24."""
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height = frames[0].size
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode())
-    return path
+    path = f"{stem}.mp4"
+    with open(path, "wb") as file:
+        file.write(mp4(frames, 8))
+    return [path]
 
 
 def main() -> int:

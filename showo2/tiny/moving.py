@@ -2,13 +2,11 @@
 in every picture. About a fifth of the motions is held out; of stories, whatever shows or says a held-out picture."""
 
 import hashlib
-import io
 import random
 from dataclasses import dataclass, replace
 from itertools import product
 
-import av
-
+from showo2.movies import mp4
 from showo2.tiny.render import render
 from showo2.tiny.words import PLACES, Description, Group, parse, phrase
 from showo2.tiny.world import (
@@ -83,16 +81,9 @@ def draw_motion(rng: random.Random, held_out: bool = False) -> Motion:
 
 def movie(motion: Motion, side: int) -> bytes:
     """The clip as an mp4 (H.264) of `side` pixels, three seconds at 24 frames a second."""
-    buffer, frames = io.BytesIO(), SECONDS * RATE
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "preset": "ultrafast"})
-        stream.width = stream.height = side
-        stream.codec_context.thread_count = 1  # so that bytes do not depend on the machine's cores
-        for number in range(frames):
-            picture = render(motion.at(number / (frames - 1)), side)
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+    last = SECONDS * RATE - 1
+    frames = (render(motion.at(number / last), side) for number in range(last + 1))
+    return mp4(frames, RATE, crf="18", preset="ultrafast")
 
 
 @dataclass(frozen=True)
