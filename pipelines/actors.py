@@ -86,7 +86,8 @@ class _Pool:
         num_gpus: float,
         twice: bool,
     ) -> None:
-        self.make, self.arguments, self.tasks, self.workers = make, arguments, tasks, workers
+        self.make, self.tasks, self.workers = make, tasks, workers
+        self.arguments = ray.put(arguments)  # once for all actors, however large
         self.progress, self.num_gpus, self.twice = progress, num_gpus, twice
         self.waiting = deque(range(len(tasks)))
         self.unfinished = set(range(len(tasks)))

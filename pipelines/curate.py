@@ -113,7 +113,7 @@ def curate(config: CurateConfig) -> Report:
         own.check(scores_needed(config.rules))
     forbidden = _scored(config, [scorer for scorer in scorers if scorer.name == "pixels"], evaluation, facts)
     clock.stop("scores")
-    losers = find_losers(files, forbidden, config.rules, config.dedup)
+    losers = find_losers(files, forbidden, config.rules, config.dedup, config.workers)
     clock.stop("duplicates")
     units = [shard.unit for shard in shards]
     selections = base_selection(config.out, units, files, losers, config.rules, config.workers)

@@ -31,9 +31,14 @@ class Dedup:
 
 
 def find_losers(
-    units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, options: Dedup
+    units: list[UnitFiles],
+    evaluation: list[UnitFiles],
+    thresholds: Rules,
+    options: Dedup,
+    workers: int | None = 0,
 ) -> Losers:
-    """Every row that gives way, with the reason. `evaluation`: units of sets that must not be trained on."""
+    """Every row that gives way, with the reason. `evaluation`: units of sets that must not be trained on. `workers`: as
+    for `run_actors`, of the lookups of near copies."""
     losers: Losers = {}
     count = sum(unit.rows for unit in units)
 
@@ -51,14 +56,19 @@ def find_losers(
     for part in same:
         _add(losers, part, SAME, part["duplicate_of"])
     if options.near_pictures or evaluation:
-        _near_pictures(losers, units, evaluation, thresholds, options.near_pictures)
+        _near_pictures(losers, units, evaluation, thresholds, options.near_pictures, workers)
     if options.near_captions:
-        _near_captions(losers, units, thresholds)
+        _near_captions(losers, units, thresholds, workers)
     return losers
 
 
 def _near_pictures(
-    losers: Losers, units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules, among: bool
+    losers: Losers,
+    units: list[UnitFiles],
+    evaluation: list[UnitFiles],
+    thresholds: Rules,
+    among: bool,
+    workers: int | None,
 ) -> None:
     """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates."""
     columns = ["phash", "crops", "contrast"]
@@ -69,42 +79,64 @@ def _near_pictures(
     table = pa.concat_tables([forbidden, rows])
     table = table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
     from_evaluation = pc.greater_equal(table["unit"], len(units)).to_numpy()
+    rank = _rank(table, from_evaluation)
     whole = table["phash"].to_numpy()
-    crops = np.frombuffer(b"".join(table["crops"].to_pylist()), "<u8").reshape(-1, near.WHOLE)
-    pairs = near.candidates(whole, np.concatenate([crops, whole[:, None]], 1), near.PICTURE_BITS)
-    one, other = from_evaluation[pairs[:, 0]], from_evaluation[pairs[:, 1]]
-    pair = pc.equal(table["kind"], "pair").to_numpy(zero_copy_only=False)
-    wanted = one != other
+    variants = np.concatenate([_packed(table["crops"]).view("<u8"), whole[:, None]], 1)
+    own, asked = np.flatnonzero(~from_evaluation), np.flatnonzero(from_evaluation)
+    led: dict[int, int] = {}
+    lookups = []
     if among:
-        wanted |= ~one & ~other & pair[pairs[:, 0]] & pair[pairs[:, 1]]
-    pairs = pairs[wanted]
-    pairs = near.confirm(pairs, _thumbs(units + evaluation, table, np.unique(pairs[:, :2])))
-    found = near.settle(pairs, _rank(table, from_evaluation))
+        pairs = np.intersect1d(own, np.flatnonzero(pc.equal(table["kind"], "pair").to_numpy(False)))
+        same = near.followers(whole, rank, pairs)
+        led = dict(near.confirm(same, _thumbs(units + evaluation, table, same))[:, :2].tolist())
+        own, pairs = (np.setdiff1d(numbers, list(led)) for numbers in (own, pairs))
+        lookups.append(("near pictures", pairs, pairs))
+    if evaluation:
+        lookups += [("near evaluation pictures", own, asked), ("evaluation pictures near", asked, own)]
+    found = np.concatenate([near.candidates(whole, variants, near.PICTURE_BITS, queries, held, workers, stage)
+                            for stage, queries, held in lookups])  # fmt: skip
+    found = near.confirm(found, _thumbs(units + evaluation, table, found))
+    stays = near.settle(found, rank, led)
     for why, chosen in ((EVALUATION, True), (NEAR, False)):
         _give_way(
-            losers, table, {row: kept for row, kept in found.items() if from_evaluation[kept] == chosen}, why
+            losers, table, {row: kept for row, kept in stays.items() if from_evaluation[kept] == chosen}, why
         )
 
 
-def _thumbs(units: list[UnitFiles], table: pa.Table, numbers: np.ndarray) -> np.ndarray:
-    """(len(table), 8, 8, 3) uint8, filled at `numbers` only; read for these rows alone."""
+def _packed(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, bytes of a value) uint8 of a column of binary values of one length, without nulls."""
+    values = column.combine_chunks()
+    wide = values.type.byte_width
+    stored = np.frombuffer(values.buffers()[1], np.uint8)
+    return stored[values.offset * wide : (values.offset + len(values)) * wide].reshape(-1, wide)
+
+
+def _thumbs(units: list[UnitFiles], table: pa.Table, pairs: np.ndarray) -> np.ndarray:
+    """(len(table), 8, 8, 3) uint8, filled where `pairs` (P, 3) need it; read for these rows alone."""
     thumbs = np.zeros((len(table), near.THUMB, near.THUMB, 3), np.uint8)
+    numbers = np.unique(pairs[:, :2])
     unit, row = (table[name].to_numpy() for name in ("unit", "row"))
     for part in np.unique(unit[numbers]):
         chosen = numbers[unit[numbers] == part]
-        stored = units[part].read(["thumb"])["thumb"].take(row[chosen])
-        thumbs[chosen] = np.frombuffer(b"".join(stored.to_pylist()), np.uint8).reshape(-1, *thumbs.shape[1:])
+        thumbs[chosen] = _packed(units[part].read(["thumb"])["thumb"].take(row[chosen])).reshape(
+            -1, *thumbs.shape[1:]
+        )
     return thumbs
 
 
-def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules) -> None:
+def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules, workers: int | None) -> None:
     rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, ["caption_hash"])), losers)
     rows = rows.filter(
         pc.and_(pc.is_valid(rows["caption_hash"]), pc.equal(rows["kind"], "pair"))
     ).combine_chunks()
-    hashes = rows["caption_hash"].to_numpy()
-    found = near.settle(near.candidates(hashes, hashes[:, None], near.CAPTION_BITS), _rank(rows))
-    _give_way(losers, rows, found, CAPTION)
+    hashes, rank = rows["caption_hash"].to_numpy(), _rank(rows)
+    numbers = np.arange(len(rows))
+    led = dict(near.followers(hashes, rank, numbers)[:, :2].tolist())
+    numbers = np.setdiff1d(numbers, list(led))
+    pairs = near.candidates(
+        hashes, hashes[:, None], near.CAPTION_BITS, numbers, numbers, workers, "near captions"
+    )
+    _give_way(losers, rows, near.settle(pairs, rank, led), CAPTION)
 
 
 def _give_way(losers: Losers, table: pa.Table, found: dict[int, int], why: str) -> None:
