@@ -113,10 +113,12 @@ def curate(config: CurateConfig) -> Report:
         own.check(scores_needed(config.rules))
     forbidden = _scored(config, [scorer for scorer in scorers if scorer.name == "pixels"], evaluation, facts)
     clock.stop("scores")
-    losers = find_losers(files, forbidden, config.rules, config.dedup, config.workers)
+    losers, pictures = find_losers(files, forbidden, config.rules, config.dedup, config.workers)
     clock.stop("duplicates")
     units = [shard.unit for shard in shards]
-    selections = base_selection(config.out, units, files, losers, config.rules, config.workers)
+    selections = base_selection(
+        config.out, units, files, losers, pictures, config.rules, config.workers
+    )
     counts = {unit: record["counts"] for unit, record in selections.items()}
     ledger.check_run({unit.id: facts[unit.id]["rows_in"] for unit in units}, counts)
     manifest_hash = _publish_run(config, units, files, selections)

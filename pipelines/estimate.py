@@ -49,12 +49,13 @@ def estimate(config: CurateConfig) -> Estimate:
         seconds["facts"] += took * factor
         rows += len(table) * factor
         for scorer in scorers:
-            good = measurable(scorer, table)[:SCORED_ROWS]
+            good = measurable(scorer, table)
+            some = good[:SCORED_ROWS]
             measure = load_measure(scorer)
             started = time.monotonic()
-            measure(one.unit.path, good)
-            each = (time.monotonic() - started) / max(len(good), 1)
-            seconds[scorer.name] = seconds.get(scorer.name, 0.0) + each * len(table) * factor
+            measure(one.unit.path, some)
+            each = (time.monotonic() - started) / max(len(some), 1)
+            seconds[scorer.name] = seconds.get(scorer.name, 0.0) + each * len(good) * factor
     return Estimate(len(shards), sum(shard.bytes for shard in shards), round(rows), seconds)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import dedup, near, rules
+from pipelines import dedup, document_pictures, near, rules
 from pipelines.ledger import CAPTION, EVALUATION, NEAR, REPEATED, SAME
 from pipelines.publish import IO_THREADS
 from pipelines.rules import Rules
 from pipelines.scores import UnitFiles
 
 Losers = dict[int, dict[int, tuple[str, str | None]]]  # number of the unit -> row -> (why, uid of what stays)
+LostPictures = dict[int, dict[int, dict[int, str]]]  # number of the unit -> row of a document -> picture -> why
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def find_losers(
     thresholds: Rules,
     options: Dedup,
     workers: int | None = 0,
-) -> Losers:
-    """Every row that gives way, with the reason. `evaluation`: units of sets that must not be trained on. `workers`: as
+) -> tuple[Losers, LostPictures]:
+    """Every row that gives way, with the reason, and every picture of a document. `evaluation`: units of sets that must not be trained on. `workers`: as
     for `run_actors`, of the lookups of near copies."""
     losers: Losers = {}
     count = sum(unit.rows for unit in units)
@@ -55,11 +56,12 @@ def find_losers(
     same = [dedup.duplicates(part) for part in dedup.in_buckets(count, candidates)]
     for part in same:
         _add(losers, part, SAME, part["duplicate_of"])
+    pictures: LostPictures = {}
     if options.near_pictures or evaluation:
-        _near_pictures(losers, units, evaluation, thresholds, options.near_pictures, workers)
+        pictures = _near_pictures(losers, units, evaluation, thresholds, options.near_pictures, workers)
     if options.near_captions:
         _near_captions(losers, units, thresholds, workers)
-    return losers
+    return losers, pictures
 
 
 def _near_pictures(
@@ -69,14 +71,16 @@ def _near_pictures(
     thresholds: Rules,
     among: bool,
     workers: int | None,
-) -> None:
-    """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates."""
+) -> LostPictures:
+    """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates, and a document
+    may show what a pair shows. Documents lose single pictures, to evaluation sets alone."""
     columns = ["phash", "crops", "contrast"]
     rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)
     forbidden = (
         _gather(evaluation, lambda unit: _good(unit, columns), first=len(units)) if evaluation else rows[:0]
     )
-    table = pa.concat_tables([forbidden, rows])
+    documents = _without(_gather(units, lambda unit: _kept_pictures(unit, thresholds, columns)), losers)
+    table = pa.concat_tables([forbidden, rows, documents], promote_options="default")
     table = table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
     from_evaluation = pc.greater_equal(table["unit"], len(units)).to_numpy()
     rank = _rank(table, from_evaluation)
@@ -97,10 +101,14 @@ def _near_pictures(
                             for stage, queries, held in lookups])  # fmt: skip
     found = near.confirm(found, _thumbs(units + evaluation, table, found))
     stays = near.settle(found, rank, led)
+    whole_rows = pc.is_null(table["number"]).to_numpy(False)
     for why, chosen in ((EVALUATION, True), (NEAR, False)):
-        _give_way(
-            losers, table, {row: kept for row, kept in stays.items() if from_evaluation[kept] == chosen}, why
-        )
+        out = {row: kept for row, kept in stays.items() if from_evaluation[kept] == chosen and whole_rows[row]}
+        _give_way(losers, table, out, why)
+    pictures: LostPictures = {}
+    for place in table.take([row for row in stays if not whole_rows[row]]).to_pylist():
+        pictures.setdefault(place["unit"], {}).setdefault(place["row"], {})[place["number"]] = EVALUATION
+    return pictures
 
 
 def _packed(column: pa.ChunkedArray) -> np.ndarray:
@@ -116,12 +124,22 @@ def _thumbs(units: list[UnitFiles], table: pa.Table, pairs: np.ndarray) -> np.nd
     thumbs = np.zeros((len(table), near.THUMB, near.THUMB, 3), np.uint8)
     numbers = np.unique(pairs[:, :2])
     unit, row = (table[name].to_numpy() for name in ("unit", "row"))
+    number = pc.fill_null(table["number"], -1).to_numpy()
     for part in np.unique(unit[numbers]):
-        chosen = numbers[unit[numbers] == part]
-        thumbs[chosen] = _packed(units[part].read(["thumb"])["thumb"].take(row[chosen])).reshape(
-            -1, *thumbs.shape[1:]
-        )
+        own = numbers[unit[numbers] == part]
+        plain, pictures = own[number[own] < 0], own[number[own] >= 0]
+        if len(plain):
+            thumbs[plain] = _thumb(units[part].read(["thumb"])["thumb"].take(row[plain]))
+        if len(pictures):
+            rows, stored = document_pictures.flat(units[part].read(["pictures"])["pictures"])
+            place = {at: n for n, at in enumerate(zip(rows.tolist(), stored["number"].to_pylist(), strict=True))}
+            wanted = [place[at] for at in zip(row[pictures].tolist(), number[pictures].tolist(), strict=True)]
+            thumbs[pictures] = _thumb(stored["thumb"].take(wanted))
     return thumbs
+
+
+def _thumb(column: pa.ChunkedArray) -> np.ndarray:
+    return _packed(column).reshape(-1, near.THUMB, near.THUMB, 3)
 
 
 def _near_captions(losers: Losers, units: list[UnitFiles], thresholds: Rules, workers: int | None) -> None:
@@ -174,11 +192,23 @@ def _between(table: pa.Table, column: str, low: str, high: str) -> pa.Table:
 
 
 def _kept(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
-    """(uid, row, kind, pixels, *columns) of the rows that the rules keep."""
+    """(uid, row, kind, pixels, number, *columns) of the rows that the rules keep; `number` is null."""
+    return _with_pixels(_judged(unit, thresholds, columns), columns)
+
+
+def _judged(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
+    """Facts, scores and `columns` of the rows that the rules keep."""
     looked_at = [*rules.FACTS, *rules.scores_needed(thresholds)]
     table = unit.read(["uid", "row", "error", *dict.fromkeys([*looked_at, *columns])])
-    kept = pc.and_(pc.is_null(table["error"]), pc.is_null(rules.reasons(table, thresholds)))
-    return _with_pixels(table.filter(kept), columns)
+    return table.filter(pc.and_(pc.is_null(table["error"]), pc.is_null(rules.reasons(table, thresholds))))
+
+
+def _kept_pictures(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
+    """The same, with `number`, of the pictures of documents that the rules keep."""
+    documents = _judged(unit, thresholds, [])
+    documents = documents.filter(pc.equal(documents["kind"], "document"))
+    pictures = document_pictures.kept(documents, lambda rows: rules.picture_reasons(rows, thresholds))
+    return _with_pixels(pictures, columns)
 
 
 def _good(unit: UnitFiles, columns: list[str]) -> pa.Table:
@@ -189,7 +219,9 @@ def _good(unit: UnitFiles, columns: list[str]) -> pa.Table:
 
 def _with_pixels(table: pa.Table, columns: list[str]) -> pa.Table:
     pixels = pc.multiply(pc.cast(table["width"], pa.int64()), pc.cast(table["height"], pa.int64()))
-    return table.select(["uid", "row", "kind", *columns]).append_column("pixels", pixels)
+    if "number" not in table.column_names:
+        table = table.append_column("number", pa.nulls(len(table), pa.int32()))
+    return table.select(["uid", "row", "kind", "number", *columns]).append_column("pixels", pixels)
 
 
 def _add(losers: Losers, rows: pa.Table, why: str, stays: pa.ChunkedArray | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines import document_pictures
 from pipelines.documents import TOO_MANY, Reasons
 from pipelines.sources import InputError
 
@@ -62,7 +63,7 @@ class Rules:
     max_frozen: float | None = None
     """Share (0 to 1) of a video's frames that repeat the one before. Needs --score video."""
     min_pictures: int = 1
-    """Pictures that a document must have left; its others are left out by the rules that look at headers."""
+    """Pictures that a document must have left; its others are left out by the rules that look at a picture alone."""
     max_pictures: int = 8
     """Most pictures of a document: a longer one ends before its next."""
 
@@ -207,12 +208,14 @@ def too_few_pictures(rows: pa.Table, rules: Rules) -> pa.Array:
 
 
 # In this order: a row is dropped for the first that applies, and a picture of a document is left out for it.
-PICTURE_RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
-    too_small, animated, extreme_aspect, too_heavy, unwanted_format,
-)  # fmt: skip
-RULES: tuple[Callable[[pa.Table, Rules], pa.Array], ...] = (
-    missing_caption, *PICTURE_RULES, video_length, caption_length, junk_caption, language, uniform, blurred, little_text,
-    much_text, cut, frozen, still, restless, aesthetic, watermark, nsfw, dissimilar, too_few_pictures,
+_Rules = tuple[Callable[[pa.Table, Rules], pa.Array], ...]
+_HEADERS: _Rules = (too_small, animated, extreme_aspect, too_heavy, unwanted_format)
+_LOOKS: _Rules = (uniform, blurred, little_text, much_text)
+_MODELS: _Rules = (aesthetic, watermark, nsfw)
+PICTURE_RULES: _Rules = (*_HEADERS, *_LOOKS, *_MODELS)
+RULES: _Rules = (
+    missing_caption, *_HEADERS, video_length, caption_length, junk_caption, language, *_LOOKS, cut, frozen, still, restless,
+    *_MODELS, dissimilar, too_few_pictures,
 )  # fmt: skip
 # What rules look at besides scores.
 FACTS = ("kind", "text", "width", "height", "animated", "size", "format", "seconds", "pictures")
@@ -249,14 +252,16 @@ def picture_reasons(rows: pa.Table, rules: Rules) -> list[Reasons]:
 
     A picture with an error is left out for that, and of those that the rules keep all behind the first `max_pictures`.
     """
-    pictures = rows["pictures"].combine_chunks()
     result: list[Reasons] = [{} for _ in range(len(rows))]
-    if pictures.null_count == len(rows):
+    if rows["pictures"].null_count == len(rows):
         return result
-    flat = pa.Table.from_struct_array(pc.list_flatten(pictures))
+    parents, flat = document_pictures.flat(rows["pictures"])
+    for score in SCORES.keys() - {*flat.column_names}:
+        flat = flat.append_column(score, pa.nulls(len(flat), pa.float32()))
     why = pc.coalesce(flat["error"], _first(PICTURE_RULES, flat, rules))
-    places = (pc.list_parent_indices(pictures), flat["number"], why)
-    for row, number, reason in zip(*(values.to_pylist() for values in places), strict=True):
+    for row, number, reason in zip(
+        parents.tolist(), flat["number"].to_pylist(), why.to_pylist(), strict=True
+    ):
         full = reason is None and sum(w is None for w in result[row].values()) == rules.max_pictures
         result[row][number] = TOO_MANY if full else reason
     return result
@@ -335,4 +340,4 @@ def _outside(values: pa.Array, wanted: Iterable[str] | None) -> pa.Array:
 def _scored(
     rows: pa.Table, score: str, compare: Callable[[pa.Array, float | None], pa.Array], threshold: float | None
 ) -> pa.Array:
-    return _none(rows["kind"]) if threshold is None else compare(rows[score], threshold)
+    return _none(rows.column(0)) if threshold is None else compare(rows[score], threshold)

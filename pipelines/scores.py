@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import facts, measures
+from pipelines import document_pictures, facts, measures
 from pipelines.actors import run_actors
 from pipelines.clips import ClipReader
 from pipelines.facts import write_parquet
@@ -24,7 +24,7 @@ from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_
 from pipelines.rows import MediaReader, families, open_picture, read_table
 from pipelines.sources import InputError
 
-VERSION = 2  # goes up when the same rows give other scores
+VERSION = 3  # goes up when the same rows give other scores
 BATCH = 64  # rows that a model sees at a time, the same in every run
 Row = dict[str, Any]
 Measure = Callable[[str, list[Row]], list[Row]]  # (tar, rows of facts) -> their scores
@@ -65,9 +65,15 @@ class Scorer:
     label: str = ""
 
     @property
+    def of_pictures(self) -> bool:
+        """Whether it looks at a picture alone, so that a document's pictures have this score too."""
+        return self.name not in ("text", "video", "similarity")
+
+    @property
     def schema(self) -> pa.Schema:
-        """Columns of the family, without uid."""
-        return SCHEMAS.get(self.name) or pa.schema([(self.name, pa.float32())])
+        """Columns of the family, without uid. `pictures`: a document's, as many and in the order of the facts."""
+        own = SCHEMAS.get(self.name) or pa.schema([(self.name, pa.float32())])
+        return own.append(pa.field("pictures", pa.list_(pa.struct([*own])))) if self.of_pictures else own
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class UnitFiles:
     def read(self, columns: list[str]) -> pa.Table:
         """Columns of facts and scores, row by row; where both have one, the score. KeyError if neither has it.
 
-        A row whose picture could not be decoded for a score has that `error` and `detail`.
+        A row whose picture could not be decoded for a score has that `error` and `detail`, and so has a document's picture.
         """
         table = read_table(
             self.out, self.facts["path"], [name for name in columns if name in facts.SCHEMA.names]
@@ -110,7 +116,9 @@ class UnitFiles:
             file = pq.ParquetFile(pa.BufferReader(read_bytes(self.out, entry["path"])))
             scores = file.read([name for name in columns if name in file.schema_arrow.names])
             for name in scores.column_names:
-                if name in ("error", "detail"):
+                if name == "pictures":
+                    values = document_pictures.with_scores(table[name], scores[name])
+                elif name in ("error", "detail"):
                     values = pc.coalesce(table[name], scores[name])
                 else:
                     values = scores[name]
@@ -210,15 +218,15 @@ class UnitScorer:
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """Score one unit and publish it."""
         unit = Unit(**task["unit"])
-        columns = ["uid", "kind", "text", "offset", "size", "error"]
+        columns = ["uid", "kind", "text", "offset", "size", "error", "pictures"]
         rows = read_table(task["out"], task["facts"]["path"], columns).to_pylist()
         good = measurable(self.scorer, rows)
-        scores = {row["uid"]: score for row, score in zip(good, self.measure(unit.path, good), strict=True)}
-        empty: Row = {}
+        scores = {
+            (row["uid"], row.get("number")): score
+            for row, score in zip(good, self.measure(unit.path, good), strict=True)
+        }
         schema = pa.schema([("uid", pa.string()), *self.scorer.schema])
-        table = pa.Table.from_pylist(
-            [{"uid": row["uid"], **scores.get(row["uid"], empty)} for row in rows], schema
-        )
+        table = pa.Table.from_pylist([_score_row(row, scores) for row in rows], schema)
         family = f"scores/{self.scorer.name}"
         name = fingerprint(unit.id, task["print"])
         entry = publish(task["out"], f"{family}/{name}.parquet", lambda file: write_parquet(file, table))
@@ -233,11 +241,27 @@ class UnitScorer:
         return {"rows": len(table)}
 
 
+def _score_row(row: Row, scores: dict[tuple[str, int | None], Row]) -> Row:
+    """A row's scores, with those of its pictures; empty where there are none."""
+    empty: Row = {}
+    pictures = row["pictures"]
+    if pictures is not None:
+        pictures = [scores.get((row["uid"], picture["number"]), empty) for picture in pictures]
+    return {"uid": row["uid"], **scores.get((row["uid"], None), empty), "pictures": pictures}
+
+
 def measurable(scorer: Scorer, rows: list[Row]) -> list[Row]:
-    """The rows that a scorer can look at: usable, with a text of their own, or with one picture, or videos."""
+    """What a scorer can look at: usable rows with a text of their own, or with one picture, or videos; and of documents
+    each picture, as a row with the `number` of the picture."""
     by_name = {"text": ("pair", "video", "text"), "video": ("video",)}
     kinds = by_name.get(scorer.name, ("pair", "conversation"))
-    return [row for row in rows if row["error"] is None and row["kind"] in kinds]
+    found = []
+    for row in rows:
+        if row["error"] is None and row["kind"] in kinds:
+            found.append(row)
+        elif row["error"] is None and row["kind"] == "document" and scorer.of_pictures:
+            found += document_pictures.as_rows(row)
+    return found
 
 
 def load_measure(scorer: Scorer) -> Measure:

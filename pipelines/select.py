@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import facts, ledger, sweep
+from pipelines.document_pictures import with_errors
 from pipelines.facts import write_parquet
-from pipelines.groups import Losers
-from pipelines.ledger import LedgerError
+from pipelines.groups import Losers, LostPictures
+from pipelines.ledger import EVALUATION, LedgerError
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_json, publish_record
 from pipelines.report import Samples
@@ -19,20 +20,29 @@ from pipelines.run import run_tasks
 from pipelines.scores import UnitFiles, score_files
 from pipelines.sources import InputError
 
-VERSION = 3  # goes up when the same facts and scores give another selection
+VERSION = 4  # goes up when the same facts and scores give another selection
 BASE = "base"
 # What stands beside uid, unit and row: of a document's pictures, in order, why each is left out, or null.
 PICTURES = pa.list_(pa.struct([("number", pa.int32()), ("reason", pa.string())]))
 
 
 def base_selection(
-    out: str, units: list[Unit], files: list[UnitFiles], losers: Losers, rules: Rules, workers: int | None
+    out: str,
+    units: list[Unit],
+    files: list[UnitFiles],
+    losers: Losers,
+    pictures: LostPictures,
+    rules: Rules,
+    workers: int | None,
 ) -> dict[str, Record]:
     """Settle every row's account by unit, and return the selection's records by unit id."""
     tasks = []
     for number, (unit, own) in enumerate(zip(units, files, strict=True)):
         lost = sorted(losers.get(number, {}).items())
-        tasks.append(_task(BASE, unit, own, rules, {"lost": lost}, lost))
+        more: dict[str, Any] = {"lost": lost}
+        if number in pictures:  # as lists, because JSON has no numbers as keys
+            more["lost_pictures"] = [[row, sorted(why.items())] for row, why in sorted(pictures[number].items())]
+        tasks.append(_task(BASE, unit, own, rules, more, list(more.values())))
     return _stage(out, BASE, units, tasks, make_base, workers)
 
 
@@ -105,7 +115,8 @@ def _stage(
 def make_base(task: dict[str, Any]) -> dict[str, Any]:
     """Settle the account of one unit and publish its selection and ledger: the work of a Ray task."""
     files = UnitFiles(**task["files"])
-    rows = _rows(files)
+    lost_pictures = {row: dict(why) for row, why in task.get("lost_pictures", [])}
+    rows = with_errors(_rows(files), lost_pictures)
     losers = {row: (why, stays) for row, (why, stays) in task["lost"]}
     account = ledger.settle(rows, _rules(task), losers)
     ledger.check_unit(rows, account)
@@ -116,9 +127,19 @@ def make_base(task: dict[str, Any]) -> dict[str, Any]:
 def make_part(task: dict[str, Any]) -> dict[str, Any]:
     """The part of a unit's base rows that other rules keep: the work of a Ray task."""
     files = UnitFiles(**task["files"])
-    rows = _rows(files).take(read_table(files.out, task["of"], ["row"])["row"])
+    base = read_table(files.out, task["of"], ["row", "pictures"])
+    rows = with_errors(_rows(files).take(base["row"]), _lost_before(base["pictures"].to_pylist()))
     account = ledger.settle(rows, _rules(task), {})
     return _publish(task["name"], task, rows, account, {})
+
+
+def _lost_before(pictures: list[list[dict[str, Any]] | None]) -> dict[int, dict[int, str]]:
+    """What `base` left out for reasons that facts and scores do not tell."""
+    return {
+        row: lost
+        for row, own in enumerate(pictures)
+        if (lost := {entry["number"]: EVALUATION for entry in own or [] if entry["reason"] == EVALUATION})
+    }
 
 
 def _rows(files: UnitFiles) -> pa.Table:

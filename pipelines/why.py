@@ -32,8 +32,7 @@ def why(out: str, uid: str) -> list[str]:
         lines.append(f"  {row['format']} {row['width']} x {row['height']}, {row['mode']}")
     lines.append(f"  text: {row['text']!r}" if row["kind"] in ("pair", "text") else f"  {row['kind']}")
     lines += [f"  {_picture(picture)}" for picture in row["pictures"] or []]
-    scores = [f"{name} {row[name]}" for name in rules.SCORES if row.get(name) is not None]
-    lines += [f"  scores: {', '.join(scores)}"] if scores else []
+    lines += [f"  scores: {', '.join(_scored(row))}"] if _scored(row) else []
     lines += [f"account: {_ended(account)}", *_copies(out, account["uid"]), *_chosen(out, account)]
     return [*lines, *_captioned(out, account), *_encoded(out, account)]
 
@@ -42,7 +41,11 @@ def _picture(picture: dict[str, Any]) -> str:
     """A picture of a document."""
     if picture["error"] is not None:
         return f"picture {picture['number']}: {picture['error']} ({picture['detail']})"
-    return "picture {number}: {format} {width} x {height}, {mode}".format(**picture)
+    return ", ".join(["picture {number}: {format} {width} x {height}, {mode}".format(**picture), *_scored(picture)])
+
+
+def _scored(row: dict[str, Any]) -> list[str]:
+    return [f"{name} {row[name]}" for name in rules.SCORES if row.get(name) is not None]
 
 
 def _account(out: str, uid: str) -> dict[str, Any]:
