@@ -1,8 +1,9 @@
-"""Draw the pictures that a file of prompts asks for.
+"""Draw the pictures, or the clips, that a file of prompts asks for.
 
 python -m jobs.generate --checkpoint DIR --prompts FILE.jsonl --out DIR --seed N
 
-One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... and manifest.json. Run again, it keeps what is done.
+One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. Run
+again, it keeps what is done.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from PIL import Image
@@ -32,13 +33,18 @@ from pipelines.publish import (
     read_bytes,
     records,
 )
+from showo2.movies import mp4, pictures
+
+if TYPE_CHECKING:
+    from showo2.generate import Showo2Pipeline
 
 FAMILY = "pictures"
+_FPS = 8
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Draw the pictures that a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
+    """Draw the pictures, or the clips, that a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
 
     prompts: Path
     """JSON lines, each {"prompt": "..."}"""
@@ -54,12 +60,19 @@ class Generate:
     """strength of classifier-free guidance; 1 is none"""
     size: int | None = None
     """side in pixels, a multiple of 16 (default: the model's)"""
+    frames: int = 1
+    """of a clip, 1 more than a multiple of 4 (17 is what training clips have), played 8 a second; 1 draws pictures"""
     batch: int = 16
     """pictures drawn together"""
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
     sheet: bool = False
-    """also write sheet.png: all pictures with their prompts"""
+    """also write sheet.png: all pictures, or the clips' last frames, with their prompts"""
+
+    @property
+    def extension(self) -> str:
+        """Of the files that are drawn."""
+        return "png" if self.frames == 1 else "mp4"
 
 
 @dataclass(frozen=True)
@@ -69,11 +82,12 @@ class Batch:
     id: str
     start: int
     prompts: list[str]
+    extension: str
 
     @property
     def names(self) -> list[str]:
         """File names of its pictures."""
-        return [f"{self.start + i:05d}.png" for i in range(len(self.prompts))]
+        return [f"{self.start + i:05d}.{self.extension}" for i in range(len(self.prompts))]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -110,10 +124,11 @@ def generate(config: Generate) -> dict[str, Any]:
         **asdict(sampling),
         "seed": config.seed,
         "size": size,
+        "frames": config.frames,
         "batch": config.batch,
     }
     batches = [
-        Batch(fingerprint(request, start, part), start, part)
+        Batch(fingerprint(request, start, part), start, part, config.extension)
         for start in range(0, len(prompts), config.batch)
         for part in [prompts[start : start + config.batch]]
     ]
@@ -128,16 +143,7 @@ def generate(config: Generate) -> dict[str, Any]:
         task = bar.add_task("pictures", total=len(prompts))
         for batch in batches:
             if batch.id not in finished:
-                images = pipeline.image(
-                    batch.prompts,
-                    sampling.guidance,
-                    sampling.points,
-                    config.seed,
-                    size=size,
-                    batch=config.batch,
-                    first=batch.start,
-                )
-                _publish(config, batch, images)
+                _publish(config, batch, _drawn(pipeline, config, batch))
             bar.advance(task, len(batch.prompts))
     _forget_others(config.out, batches)
     manifest = {
@@ -153,9 +159,25 @@ def generate(config: Generate) -> dict[str, Any]:
     publish_json(config.out, "manifest.json", manifest)
     if config.sheet:
         names = [name for batch in batches for name in batch.names]
-        drawn = [Image.open(io.BytesIO(read_bytes(config.out, name))) for name in names]
-        publish(config.out, "sheet.png", _png(sheet(drawn, prompts)))
+        drawn = [read_bytes(config.out, name) for name in names]
+        last = [pictures(data)[-1] if config.frames != 1 else Image.open(io.BytesIO(data)) for data in drawn]
+        publish(config.out, "sheet.png", _png(sheet(last, prompts)))
     return manifest
+
+
+def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[bytes]:
+    """The files of a batch; each carries its prompt."""
+    request: dict[str, Any] = {"guidance": config.guidance, "points": config.points, "seed": config.seed,
+                               "size": config.size, "batch": config.batch, "first": batch.start}  # fmt: skip
+    if config.frames != 1:
+        clips = pipeline.video(batch.prompts, frames=config.frames, **request)
+        return [mp4(clip, _FPS, comment=prompt) for clip, prompt in zip(clips, batch.prompts, strict=True)]
+    files = []
+    for image, prompt in zip(pipeline.image(batch.prompts, **request), batch.prompts, strict=True):
+        about = PngInfo()
+        about.add_itxt("prompt", prompt)
+        files.append(_png(image, about))
+    return files
 
 
 def _png(image: Image.Image, about: PngInfo | None = None) -> bytes:
@@ -164,15 +186,13 @@ def _png(image: Image.Image, about: PngInfo | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def _publish(config: Generate, batch: Batch, images: list[Image.Image]) -> None:
-    files = []
-    for name, prompt, image in zip(batch.names, batch.prompts, images, strict=True):
-        about = PngInfo()
-        about.add_itxt("prompt", prompt)
-        data = _png(image, about)
-        files.append({**publish(config.out, name, data), "sha256": _sha256(data)})
+def _publish(config: Generate, batch: Batch, drawn: list[bytes]) -> None:
+    files = [
+        {**publish(config.out, name, data), "sha256": _sha256(data)}
+        for name, data in zip(batch.names, drawn, strict=True)
+    ]
     publish_record(
-        config.out, FAMILY, batch.id, {"fingerprint": batch.id, "rows": len(images), "files": files}
+        config.out, FAMILY, batch.id, {"fingerprint": batch.id, "rows": len(files), "files": files}
     )
 
 
@@ -207,7 +227,7 @@ def main() -> None:
     config = tyro.cli(Generate, description=__doc__)
     with told_plainly():
         manifest = generate(config)
-    Console().print(f"{len(manifest['files'])} pictures in {config.out}")
+    Console().print(f"{len(manifest['files'])} {'pictures' if config.frames == 1 else 'clips'} in {config.out}")
 
 
 if __name__ == "__main__":

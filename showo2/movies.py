@@ -8,7 +8,7 @@ import av
 from PIL import Image
 
 
-def mp4(frames: Iterable[Image.Image], rate: int, codec: str = "libx264", **options: str) -> bytes:
+def mp4(frames: Iterable[Image.Image], rate: int, codec: str = "libx264", comment: str = "", **options: str) -> bytes:
     """Pictures of one size, both sides even, as an mp4 of `rate` frames a second; `options` are the codec's.
 
     Equal frames give equal bytes, whatever the machine's cores.
@@ -16,6 +16,7 @@ def mp4(frames: Iterable[Image.Image], rate: int, codec: str = "libx264", **opti
     buffer = io.BytesIO()
     stream: Any = None
     with av.open(buffer, "w", format="mp4") as container:
+        container.metadata["comment"] = comment
         for frame in frames:
             if stream is None:
                 stream = container.add_stream(codec, rate=rate, options=options)
@@ -25,3 +26,9 @@ def mp4(frames: Iterable[Image.Image], rate: int, codec: str = "libx264", **opti
         if stream is not None:
             container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def pictures(data: bytes) -> list[Image.Image]:
+    """The frames of a movie, in order."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return [frame.to_image() for frame in container.decode(video=0)]

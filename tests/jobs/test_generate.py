@@ -5,12 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import av
 import pytest
 from PIL import Image
 
 from jobs.evaluate import Evaluate, run
 from jobs.generate import Generate, generate, main, read_prompts
 from showo2.generate import Showo2Pipeline
+from showo2.movies import pictures
 from tests.generate.checkpoint import random_checkpoint
 
 PROMPTS = ["a red circle", "a blue square", "two green triangles", "a circle and a square", "three pink circles"]
@@ -65,6 +67,25 @@ def test_a_sheet_shows_all_pictures(request_):
     assert "sheet.png" not in [file["path"] for file in manifest["files"]]
     with Image.open(Path(request_.out) / "sheet.png") as image:
         assert image.size[0] > 5 * 128
+
+
+def test_clips_are_movies_that_carry_their_prompts(request_):
+    clips = Generate(**{**vars(request_), "frames": 5, "sheet": True})
+    manifest = generate(clips)
+    names = [file["path"] for file in manifest["files"]]
+    assert names == [f"0000{i}.mp4" for i in range(5)] and manifest["request"]["frames"] == 5
+    with av.open(f"{request_.out}/00003.mp4") as movie:
+        assert movie.metadata["comment"] == PROMPTS[3] and movie.streams.video[0].average_rate == 8
+    frames = pictures((Path(request_.out) / "00003.mp4").read_bytes())
+    assert len(frames) == 5 and frames[0].size == (64, 64) and (Path(request_.out) / "sheet.png").exists()
+    before = {name: (Path(request_.out) / name).read_bytes() for name in names}
+    (Path(request_.out) / names[2]).unlink()
+    assert generate(clips) == manifest
+    assert before == {name: (Path(request_.out) / name).read_bytes() for name in names}
+    generate(request_)
+    assert not list(Path(request_.out).glob("*.mp4"))
+    with pytest.raises(ValueError, match="frames=6"):
+        generate(Generate(**{**vars(request_), "frames": 6}))
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same(request_, monkeypatch, tmp_path):
