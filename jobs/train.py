@@ -69,7 +69,7 @@ class Train:
 def train(config: Train) -> str:
     """Run the stage as configured: "finished" or "stopped". Raises ValueError for what the user can mend."""
     data = tuple(_absolute(path) for path in config.data)
-    blocklist = config.recipe.blocklist and os.path.abspath(config.recipe.blocklist)
+    blocklist = config.recipe.blocklist and _absolute(config.recipe.blocklist)
     config = replace(config, out=_absolute(config.out), data=data, recipe=replace(config.recipe, blocklist=blocklist),
                      init=os.path.abspath(config.init) if config.init and os.path.exists(config.init) else config.init)
     check(config.recipe, config.data, config.out, config.init)

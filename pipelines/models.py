@@ -8,18 +8,19 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from pipelines.sources import InputError
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 HASH_DIGITS = 16  # of the weights' hash, in a model's name
 
 
 def local_model(spec: str, option: str) -> str:
-    """The folder of a model named as `tiny:NAME`, a path or a Hub id. InputError, which names
+    """The folder of a model named as `tiny:NAME`, a path, a URL or a Hub id. InputError, which names
     the command line's `option`, if there is none.
     """
     try:
-        path = resolve(spec)
-    except (ValueError, FileNotFoundError) as error:
+        path = resolve(fetched(spec))
+    except (ValueError, OSError) as error:
         raise InputError(f"{option}: {error}") from error
     if os.path.isdir(path):
         return path

@@ -235,6 +235,11 @@ def local_folder(url: str, needs: str) -> Path:
     return target
 
 
+def fetched(spec: Where) -> str:
+    """Of a model at the URL of an object store: its copy on this machine. Anything else comes back unchanged."""
+    return str(local_folder(str(spec), "config.json") if is_remote(str(spec)) else spec)
+
+
 def scratch(place: Place) -> Path:
     """The folder of this machine in which a run works whose folder is `place`, on a store."""
     return Path(f"{cache_folder()}-runs") / _key(place.where)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 
@@ -59,7 +60,7 @@ class Tokenizer:
     @classmethod
     def from_pretrained(cls, spec: str | Path) -> Tokenizer:
         """Load from a folder, a Hub id, or a shipped part such as `tiny:llm`."""
-        return cls(AutoTokenizer.from_pretrained(resolve(str(spec))))
+        return cls(AutoTokenizer.from_pretrained(resolve(fetched(spec))))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer's files into `folder`."""

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from showo2.frame_vae import CHANNELS, load_frame_vae
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ class WanVAE:
     @classmethod
     def from_pretrained(cls, spec: str, dtype: torch.dtype = torch.float32,
                         device: str | torch.device = "cpu", tile: int | None = None) -> WanVAE:
-        """Load a diffusers folder, the released `Wan2.1_VAE.pth`, a `tiny:` name or Hub id, no pickles.
+        """Load a diffusers folder, the released `Wan2.1_VAE.pth`, a folder's URL, a `tiny:` name or Hub id, no pickles.
 
         dtype of the weights; device; tile: see the constructor.
 
         Raises FileNotFoundError where there are no weights, ValueError where they are of another network.
         """
-        file, config = _find(resolve(spec))
+        file, config = _find(resolve(fetched(spec)))
         safe = file.suffix == ".safetensors"
         state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
         if "encoder.conv1.weight" in state:

@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from showo2.flow import PATCH
 from showo2.sequence import Document, Packed, length, pack
 from showo2.shards import DamagedRow, Manifest, Row
 from showo2.shards.format import Bucket
+from showo2.store import Place
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS
 
@@ -94,10 +94,12 @@ class _Sample:
 
 
 def read_blocklist(path: str) -> frozenset[str]:
-    """The uids of a file, one a line (empty lines and what follows a # do not count); none for an empty path."""
+    """The uids of a file or URL, one a line (empty lines and what follows a # do not count); none for an empty path."""
     if not path:
         return frozenset()
-    lines = (line.partition("#")[0].strip().lower() for line in Path(path).read_text().splitlines())
+    if (content := Place(path).read()) is None:
+        raise ValueError(f"--blocklist {path}: no such file")
+    lines = (line.partition("#")[0].strip().lower() for line in content.decode().splitlines())
     uids = frozenset(filter(None, lines))
     wrong = [uid for uid in sorted(uids) if not re.fullmatch("[0-9a-f]{32}", uid)]
     if wrong:

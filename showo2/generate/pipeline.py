@@ -15,8 +15,8 @@ from showo2.flow import PATCH
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, sample, start_noise
 from showo2.model import Showo2
-from showo2.model.weights import fetched
 from showo2.sequence import Media, conversation
+from showo2.store import fetched
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS, SPATIAL, TEMPORAL, WanVAE, center_crop_resize, to_image, to_pixels
 

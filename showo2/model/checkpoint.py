@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionModel
 
 from showo2.model import released, weights
 from showo2.model.config import Showo2Config
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 if TYPE_CHECKING:
@@ -31,19 +32,19 @@ def from_parts(config: Showo2Config, llm: str, siglip: str) -> Showo2:
     from showo2.model.model import Showo2
 
     model = Showo2(config)
-    base = AutoModelForCausalLM.from_pretrained(resolve(llm), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(resolve(fetched(llm)), dtype=torch.float32)
     if base.get_input_embeddings().num_embeddings != config.llm["vocab_size"]:
         base.resize_token_embeddings(config.llm["vocab_size"], mean_resizing=False)
     model.language_model.load_state_dict(base.state_dict())
     # After every initialisation: the released constructor re-initialises these layers once they are loaded.
-    model.semantic.load_siglip(SiglipVisionModel.from_pretrained(resolve(siglip), dtype=torch.float32))
+    model.semantic.load_siglip(SiglipVisionModel.from_pretrained(resolve(fetched(siglip)), dtype=torch.float32))
     return model
 
 
 def part_configs(llm: str, siglip: str, vocab_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The `llm` and `siglip` entries of a `Showo2Config`, read from the parts' folders."""
-    language = AutoConfig.from_pretrained(resolve(llm)).to_diff_dict() | {"vocab_size": vocab_size}
-    vision = AutoConfig.from_pretrained(resolve(siglip))
+    language = AutoConfig.from_pretrained(resolve(fetched(llm))).to_diff_dict() | {"vocab_size": vocab_size}
+    vision = AutoConfig.from_pretrained(resolve(fetched(siglip)))
     vision = getattr(vision, "vision_config", vision)
     return language, vision.to_dict()
 

@@ -15,8 +15,7 @@ from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from showo2.shards.remote import is_remote
-from showo2.store import local_folder
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 # Shards of the released checkpoints are `pytorch_model-*.bin`, but diffusers named their index.
@@ -29,18 +28,13 @@ _WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_m
 
 def locate(spec: str | Path, revision: str | None = None) -> Path:
     """The local file or folder that a path, a URL, a Hub id (at `revision`) or a `tiny:` name stands for."""
-    path = Path(resolve(str(fetched(spec))))
+    path = Path(resolve(fetched(spec)))
     if path.exists():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)) and not str(spec).startswith("."):
         wanted = ["*.json", "*.bin", "*.safetensors", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(spec), revision=revision, allow_patterns=wanted))
     raise FileNotFoundError(f"{spec}: no such file or folder, and not a Hub id (owner/name)")
-
-
-def fetched(spec: str | Path) -> str | Path:
-    """Of a model at the URL of an object store: its copy on this machine. Anything else comes back unchanged."""
-    return local_folder(str(spec), "config.json") if is_remote(str(spec)) else spec
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from showo2.data.documents import Pairs
 from showo2.model import Showo2
 from showo2.model.semantic import distillation_loss, siglip_features
 from showo2.sequence import Packed
+from showo2.store import fetched
 from showo2.tiny import resolve
 
 
@@ -66,7 +67,7 @@ class Distillation:
 
     def __init__(self, model: Showo2, siglip: str, device: torch.device):
         self.root = model.semantic
-        teacher = SiglipVisionModel.from_pretrained(resolve(siglip), dtype=torch.float32)
+        teacher = SiglipVisionModel.from_pretrained(resolve(fetched(siglip)), dtype=torch.float32)
         self.teacher = teacher.requires_grad_(False).eval().to(device)
 
     def counts(self, micro: Pairs) -> list[int]:

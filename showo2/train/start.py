@@ -16,7 +16,6 @@ from showo2.data.loader import read_blocklist
 from showo2.data.sources import Source
 from showo2.model import Showo2, Showo2Config, checkpoint
 from showo2.model.transfer import SCALE_UP, transfer
-from showo2.model.weights import fetched
 from showo2.shards import Manifest
 from showo2.store import Place, Where, scratch
 from showo2.text import Tokenizer
@@ -70,7 +69,7 @@ def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[S
         return model, tokenizer
     model = Showo2.from_pretrained(folder)
     model.config = replace(model.config, size=recipe.model.size, conversation=recipe.model.conversation)
-    return model, Tokenizer.from_pretrained(fetched(folder))
+    return model, Tokenizer.from_pretrained(folder)
 
 
 def from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
@@ -147,7 +146,7 @@ def export_checkpoint(run: Where, target: Where, step: int | None = None, averag
         model = Showo2(Showo2Config.from_dict(json.loads((run / MODEL / CONFIG).read() or b"")))
     folder = scratch(target) if target.remote else target.path
     checkpoint.save_pretrained(model, folder, parts["model"] | (parts["average"] if averaged else {}))
-    Tokenizer.from_pretrained(fetched((run / MODEL).where)).save_pretrained(folder)
+    Tokenizer.from_pretrained((run / MODEL).where).save_pretrained(folder)
     if target.remote:
         target.put(folder, last=(CONFIG,))
         shutil.rmtree(folder)

@@ -102,6 +102,8 @@ def test_blocked_uids_are_left_out_and_cost_no_neighbour(manifest, tmp_path):
     with pytest.raises(ValueError, match="'x1' is no uid"):
         read_blocklist(str(tmp_path / "blocked.txt"))
     assert read_blocklist("") == frozenset()
+    with pytest.raises(ValueError, match=r"--blocklist .*nothing.txt: no such file"):
+        read_blocklist(str(tmp_path / "nothing.txt"))
 
 
 def test_clips_documents_and_texts_share_a_batch_and_every_rank_has_every_shape(everything):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from jobs import train, watch
 from jobs.generate import Generate, generate
 from showo2.store import Place
+from showo2.tiny import resolve
 from showo2.train.checkpoint import committed
 from showo2.train.meters import METRICS, last
 from tests.s3 import store
@@ -61,8 +63,13 @@ def test_ray_workers_are_stopped_by_a_note_and_another_machine_goes_on(bucket, t
 
 
 def test_a_chain_hands_over_and_its_pictures_are_drawn(bucket, tmp_path):
-    parts = replace(small_parts(tmp_path / "parts"), vae="tiny:vae")
-    first = small_recipe(parts, name="first", steps=2)
+    small = small_parts(tmp_path / "parts")
+    where = {name: f"s3://training/parts/{name}" for name in ("llm", "siglip", "vae")}
+    for name, folder in {"llm": small.llm, "siglip": small.siglip, "vae": resolve("tiny:vae")}.items():
+        Place(where[name]).put(Path(folder))
+    Place("s3://training/taken_down.txt").write(b"0" * 32)
+    parts = replace(small, **where)
+    first = small_recipe(parts, name="first", steps=2, blocklist="s3://training/taken_down.txt")
     stages = [first, replace(first, name="second", start="checkpoint")]
     config = train.Train(first, ("s3://training/data",), "s3://training/chain", workers=0)
     for _ in range(2):
