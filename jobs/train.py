@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Annotated, Any
 
 import torch
@@ -151,7 +150,8 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     stop = _noted(Place(config.out) / STOP) if workers.first else lambda: False
     outcome, error = "failed", ""
     try:
-        run = _trainer(config, workers, stop, ray.train.report, _notices())
+        notices = _notices() if workers.first else lambda: False
+        run = _trainer(config, workers, stop, ray.train.report, notices)
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:
         if workers.world > 1 and isinstance(caught, ShardError):
@@ -177,19 +177,17 @@ def _noted(note: Place, every_s: float = 2.0) -> Callable[[], bool]:
     return found.is_set
 
 
-def _notices(every: int = 20) -> Callable[[], bool]:
-    """Whether Ray has just announced that a worker's node will be taken away: once for each notice.
+def _notices() -> Callable[[], bool]:
+    """Whether Ray has just announced that a worker's node will be taken away: once for each notice, on the first worker.
 
-    Ray's answer is a barrier of all workers, so it is asked in every 20th step of all of them.
+    `ray.train.get_preemption_info` is a barrier of all workers, too slow for every step; what it asks is not.
     """
-    import ray.train
+    from ray.train.v2._internal.execution.context import get_train_context
 
-    calls, told = count(), set[int]()
+    context, told = get_train_context().preemption_context, set[int]()
 
     def ask() -> bool:
-        if next(calls) % every:
-            return False
-        notice = ray.train.get_preemption_info()
+        notice = context.preemption_info
         if notice is None or notice.deadline_ms in told:
             return False
         told.add(notice.deadline_ms)
