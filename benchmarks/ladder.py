@@ -1,8 +1,9 @@
 """The tiny ladder, from a world of shapes to the larger model, and what its scale-up is worth.
 
 The chain of recipes as `jobs.train --through tiny-distill..tiny-7b-stage2` trains it, on data of the demo's steps; then
-the larger model again, with a fresh flow head in place of the small model's. Both arms take as many steps in the same
-two stages of the larger model; the judge scores their checkpoints. Run again on the same folder, it goes on.
+the larger model again, with a fresh flow head and no teacher in place of the small model's. The fresh arm has the same stages but the
+alignment, whose steps its last stage has more; the judge scores both arms' checkpoints. Run again on the same folder, it
+goes on.
 
     python -m benchmarks.ladder --out DIR --json FILE
 """
@@ -53,10 +54,10 @@ class Options:
 def recipe_of(options: Options, name: str) -> Recipe:
     """The recipe that the benchmark trains: as shipped, but for the options."""
     recipe = replace(recipes.get(name), seed=options.seed)
+    if name in (ALIGN, LARGE):
+        recipe = replace(recipe, checkpoint_every=options.every, keep=1000)
     if name == LARGE:
-        recipe = replace(
-            recipe, steps=options.steps or recipe.steps, checkpoint_every=options.every, keep=1000
-        )
+        recipe = replace(recipe, steps=options.steps or recipe.steps)
     if options.quick:
         recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1, checkpoint_every=2)
     return recipe
@@ -122,9 +123,9 @@ def steps(options: Options) -> list[Step]:
         SMALL[0]: 40,
         SMALL[1]: 60,
         SMALL[2]: 750,
-        ALIGN: 50,
-        FROZEN: 120,
-        LARGE: 1500,
+        ALIGN: 500,
+        FROZEN: 50,
+        LARGE: 800,
     }.items():
         init = add("chain", name, init, seconds)
     for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
@@ -134,31 +135,40 @@ def steps(options: Options) -> list[Step]:
     listed.append(
         Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options))
     )
-    frozen = recipe_of(options, FROZEN)
-    longer = replace(frozen, steps=frozen.steps + recipe_of(options, ALIGN).steps)
-    init = add("fresh", FROZEN, options.out / "fresh" / "start", 160, longer)
-    add("fresh", LARGE, init, 1500)
+    init = add("fresh", FROZEN, options.out / "fresh" / "start", 50)
+    add("fresh", LARGE, init, 1300, longer(options))
     for arm in ("chain", "fresh"):
-        for step in scored(options):
-            run = options.out / arm / LARGE
-            listed.append(Step(f"scores {arm} {step}", "the judge", 15, partial(score, options, run, step)))
+        for told, run, step in scored(options, arm):
+            listed.append(
+                Step(f"scores {arm} after {told}", "the judge", 15, partial(score, options, run, step))
+            )
     return listed
 
 
-def scored(options: Options) -> range:
-    """Steps of the last stage whose checkpoints the judge looks at."""
+def longer(options: Options) -> Recipe:
+    """The last stage of the fresh arm, with the steps of the alignment besides its own."""
     recipe = recipe_of(options, LARGE)
-    return range(recipe.checkpoint_every, recipe.steps + 1, recipe.checkpoint_every)
+    return replace(recipe, steps=recipe.steps + recipe_of(options, ALIGN).steps)
+
+
+def scored(options: Options, arm: str) -> list[tuple[int, Path, int]]:
+    """An arm's checkpoints that the judge looks at: steps of the larger model so far, the run, and the step of the run."""
+    stages = [recipe_of(options, name) for name in (ALIGN, FROZEN, LARGE)]
+    if arm == "fresh":
+        stages = [stages[1], longer(options)]
+    found, before = [], 0
+    for recipe in stages:
+        if recipe.name != FROZEN:
+            steps = range(recipe.checkpoint_every, recipe.steps + 1, recipe.checkpoint_every)
+            found += [(before + step, options.out / arm / recipe.name, step) for step in steps]
+        before += recipe.steps
+    return found
 
 
 def first(options: Options, arm: str, share: float) -> float:
-    """Steps of the larger model, both stages, until pictures reach that share; infinite where they never do."""
-    before = recipe_of(options, FROZEN).steps + recipe_of(options, ALIGN).steps
-    run = options.out / arm / LARGE
-    return next(
-        (before + step for step in scored(options) if read(scores_of(run, step), "picture") >= share),
-        float("inf"),
-    )
+    """Steps of the larger model until pictures reach that share; infinite where they never do."""
+    reached = (told for told, run, step in scored(options, arm) if read(scores_of(run, step), "picture") >= share)
+    return next(reached, float("inf"))
 
 
 def run(options: Options) -> Report:
@@ -176,8 +186,8 @@ def run(options: Options) -> Report:
             Row(f"{part}s that are right: {name}", read(path, part), "") for part in ("picture", "question")
         ]
     for arm, told in (("chain", "carried"), ("fresh", "fresh")):
-        rows += [Row(f"pictures that are right after {step} steps of {LARGE}, flow head {told}",
-                     read(scores_of(options.out / arm / LARGE, step), "picture"), "") for step in scored(options)]  # fmt: skip
+        rows += [Row(f"pictures that are right after {done} steps of the larger model, flow head {told}",
+                     read(scores_of(run, step), "picture"), "") for done, run, step in scored(options, arm)]  # fmt: skip
     small = read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
     carried, anew = (first(options, arm, small) for arm in ("chain", "fresh"))
     # A fresh head that does not get there needs more than all these steps: they are held against the carried one.

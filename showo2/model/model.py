@@ -87,12 +87,22 @@ class Showo2(nn.Module):
 
     def forward(self, packed: Packed) -> Losses:
         """Both losses of a packed batch (equation 4), as sums; zero where a modality is absent."""
-        embeds, time = self.embed(packed)
-        mask = make_mask(packed.doc, packed.span)
-        hidden = self.language(embeds, mask, packed.position, read=read_by_losses(packed, mask))
+        hidden, time = self._hidden(packed)
         velocity = self.packed_velocity(hidden, time, packed)
         by_time = flow_loss(velocity, packed.visuals, self.config.order)
         return Losses(self.next_token_loss(hidden, packed.labels), by_time.sum(), by_time.detach())
+
+    def flow_inputs(self, packed: Packed) -> Tensor:
+        """What the flow head's blocks are given, (B, F, D_flow): hidden states at the columns that `packed.flow` names,
+        projected."""
+        hidden, _ = self._hidden(packed)
+        return self.flow_head.project(_at_flow(hidden, packed.flow))
+
+    def _hidden(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, L, D), where a loss reads them, and the time embeddings of all media."""
+        embeds, time = self.embed(packed)
+        mask = make_mask(packed.doc, packed.span)
+        return self.language(embeds, mask, packed.position, read=read_by_losses(packed, mask)), time
 
     def embed(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Inputs of the language model (B, L, D), and the time embeddings (n, D_flow) of all media."""
@@ -157,8 +167,12 @@ class Showo2(nn.Module):
         doc = packed.doc.gather(1, columns).masked_fill(padding, 0)
         span = packed.span.gather(1, columns).masked_fill(padding, 0)
         position = packed.position.gather(1, columns)
-        hidden = hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.flow_head(hidden, time, span, position, make_mask(doc, span))
+        return self.flow_head(_at_flow(hidden, packed.flow), time, span, position, make_mask(doc, span))
+
+
+def _at_flow(hidden: Tensor, places: Tensor) -> Tensor:
+    """(B, F, D) of hidden states (B, L, D) at columns `places` (B, F), where padding (-1) takes the first."""
+    return hidden.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def read_by_losses(packed: Packed, mask: Mask) -> tuple[Tensor, Mask] | None:

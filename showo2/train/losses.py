@@ -58,6 +58,39 @@ class Unified:
         return torch.cat([torch.stack([losses.ntp, losses.flow]), losses.flow_by_time])
 
 
+class Taught(Unified):
+    """Scale-up: beside what `Unified` minimises, the model learns to give the flow head that it has taken over what the
+    model that it was taken from gives it.
+
+    `taught`: squared distance of both models' inputs of the flow head's blocks, as a share of the teacher's square, over
+    the tokens that the flow head sees.
+    """
+
+    def __init__(self, model: Showo2, alpha: float, weight: float, teacher: Showo2):
+        super().__init__(model, alpha)
+        self.terms, self.weights = (*self.terms, "taught"), (*self.weights, weight)
+        self.teacher = teacher.requires_grad_(False).eval()
+        self._own: Tensor
+        # A hook, because losses come out of the root's forward pass alone, which is what gets sharded.
+        model.flow_head.project.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._own = output
+
+    def counts(self, micro: Packed) -> list[int]:
+        """As `Unified`, and tokens of the flow head."""
+        return [*super().counts(micro), int((micro.flow >= 0).sum())]
+
+    def sums(self, micro: Packed) -> Tensor:
+        """As `Unified`, and the distance."""
+        sums = super().sums(micro)
+        with torch.no_grad():
+            wanted = self.teacher.flow_inputs(micro).float()
+        error = (self._own.float() - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-6)
+        del self._own
+        return torch.cat([sums, error.masked_fill(micro.flow < 0, 0).sum()[None]])
+
+
 class Distillation:
     """Semantic layers against SigLIP's penultimate layer on the same picture (section 3.2)."""
 

@@ -79,6 +79,8 @@ class Recipe:
     """tokens of a packed row"""
     alpha: float = 1.0
     """weight of the next-token loss beside the flow loss (equation 4)"""
+    taught: float = 0.0
+    """weight of what the model of a transfer learns from the model of --init: what to give the flow head; 0: nothing"""
     warmup: int = 0
     """steps of linear warm-up"""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -132,6 +134,8 @@ class Recipe:
             raise ValueError(f"recipe {self.name}: mixture entries share a name: {names}")
         if self.distills and len({entry.task for entry in self.mixture}) > 1:
             raise ValueError(f"recipe {self.name}: distillation does not mix with other tasks")
+        if self.taught and (self.start != "transfer" or self.distills):
+            raise ValueError(f"recipe {self.name}: only what starts from a transfer, and draws, can be taught by it")
         unknown = [p for g in self.groups for p in g.parts if not p.startswith(PARTS)]
         if unknown:
             raise ValueError(f"recipe {self.name}: no parameters are named {unknown}; parts are {', '.join(PARTS)}")

@@ -72,6 +72,15 @@ def build_model(recipe: Recipe, init: str | None, first: bool = True) -> tuple[S
     return model, Tokenizer.from_pretrained(folder)
 
 
+def build_teacher(recipe: Recipe, init: str, tokenizer: Tokenizer, device: torch.device) -> Showo2:
+    """The model of `init`, for `losses.Taught`. Raises ValueError where its tokens are others."""
+    folder = _exported(init)
+    if Tokenizer.from_pretrained(folder).inner.get_vocab() != tokenizer.inner.get_vocab():
+        raise ValueError(f"{init} cannot teach {recipe.model.llm}: their tokenizers differ; leave it out with --taught 0")
+    dtype = torch.bfloat16 if recipe.parallel.precision == "bf16" else torch.float32
+    return Showo2.from_pretrained(folder, dtype=dtype).to(device)
+
+
 def from_parts(recipe: Recipe) -> tuple[Showo2, Tokenizer]:
     """A new model of the recipe's pretrained parts, what is new in it drawn from the recipe's seed, and its tokenizer."""
     parts = recipe.model

@@ -29,7 +29,7 @@ from showo2.train.cost import Flops, flops, peak
 from showo2.train.goodput import FILE as GOODPUT
 from showo2.train.goodput import Goodput
 from showo2.train.guard import SpikeWatch, read_skips
-from showo2.train.losses import Distillation, Objective, Unified
+from showo2.train.losses import Distillation, Objective, Taught, Unified
 from showo2.train.meters import METRICS, Meters
 from showo2.train.mirror import Mirror
 from showo2.train.optimizer import Average, build_optimizer, clip, freeze, rate, set_rate, squared_norm
@@ -92,8 +92,7 @@ class Trainer:
         if self.workers.first:
             start.write_model(self.model, self.tokenizer, self.folder)
         trained = freeze(self.model, recipe)
-        self.objective: Objective = (Distillation(self.model, recipe.model.siglip, self.workers.device)
-                                     if recipe.distills else Unified(self.model, recipe.alpha))
+        self.objective = self._objective(init)
         # What a stage does not compute with (all but S, in distillation) stays where it is.
         self.objective.root.to(self.workers.device)
         units = [block for block in blocks(self.model) if block in set(self.objective.root.modules())]
@@ -112,6 +111,15 @@ class Trainer:
         self.data_state: dict[str, Any] | None = None
         self.spikes = SpikeWatch(recipe.spike)
         self._resume()
+
+    def _objective(self, init: str | None) -> Objective:
+        recipe, device = self.recipe, self.workers.device
+        if recipe.distills:
+            return Distillation(self.model, recipe.model.siglip, device)
+        if recipe.taught:
+            teacher = start.build_teacher(recipe, str(init), self.tokenizer, device)
+            return Taught(self.model, recipe.alpha, recipe.taught, teacher)
+        return Unified(self.model, recipe.alpha)
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop; then the weights are saved, and exported at the end."""

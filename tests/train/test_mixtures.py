@@ -1,15 +1,18 @@
 """Any mixture trains: one modality alone, clips, stories, and modalities that only one rank has."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from showo2.data.loader import Batch
 from showo2.sequence import Document, Media, Text, captioning, interleaved, pack, text_to_image
+from showo2.text import Tokenizer
 from showo2.train.parallel import Workers
+from showo2.train.recipe import PARTS, Group
 from showo2.train.trainer import Trainer
-from tests.train.small import ranks, small_recipe
+from tests.train.small import ranks, small_parts, small_recipe, story
 
 CONTEXT = 96
 WORDS = [20, 21, 22, 23]
@@ -32,9 +35,9 @@ def documents(special) -> dict[str, Document]:
     }
 
 
-def step(workers, recipe, data, out, dealt: list[list[str]]):
+def step(workers, recipe, data, out, dealt: list[list[str]], init=None):
     """One step of every rank on the documents dealt to it, each rank's in a micro-batch for each of `dealt`."""
-    trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}", workers=workers)
+    trainer = Trainer(recipe, data, out / f"{workers.rank}of{workers.world}", init, workers)
     made = documents(trainer.tokenizer.special)
     mine = dealt if workers.world == 1 else [dealt[workers.rank]]
     special = trainer.tokenizer.special
@@ -56,6 +59,45 @@ def test_two_ranks_with_different_modalities_do_what_one_does(dealt, tmp_path, d
     step(Workers(), recipe, data, tmp_path, dealt)
     two, one = (json.loads((tmp_path / f"{world}.json").read_text()) for world in (2, 1))
     assert two == [pytest.approx(value, rel=1e-5) for value in one]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory, data, parts) -> str:
+    """A finished run, whose model a larger one is taught by."""
+    out = tmp_path_factory.mktemp("small")
+    Trainer(small_recipe(parts, steps=1), data, out).run()
+    return str(out)
+
+
+def taught(tmp_path, parts, **changes):
+    wide = replace(parts, llm=small_parts(tmp_path / "wide", width=48).llm)
+    return small_recipe(wide, start="transfer", taught=5.0, accumulate=2, **changes)
+
+
+@pytest.mark.parametrize("dealt", [[["picture", "caption"], ["story"]], [["text"], ["picture"]]], ids=str)
+def test_two_ranks_are_taught_what_one_is(dealt, small_run, tmp_path, data, parts):
+    recipe = taught(tmp_path, parts)
+    assert ranks(2, step, recipe, data, tmp_path, dealt, small_run) == [0, 0]
+    step(Workers(), recipe, data, tmp_path, dealt, small_run)
+    two, one = (json.loads((tmp_path / f"{world}.json").read_text()) for world in (2, 1))
+    assert two == [pytest.approx(value, rel=1e-5) for value in one] and one[2]["taught"] > 0
+
+
+def test_what_is_taught_is_learnt(small_run, tmp_path, data, parts):
+    Trainer(taught(tmp_path, parts, steps=25, groups=(Group(PARTS, 5e-3),)), data, tmp_path / "run", small_run).run()
+    errors = [line["taught"] for line in story(tmp_path / "run")]
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_a_teacher_of_other_tokens_is_refused(small_run, tmp_path, data, parts):
+    other = Tokenizer.from_pretrained(parts.llm)
+    other.inner.add_tokens(["<another>"])
+    recipe = taught(tmp_path, parts)
+    other.save_pretrained(recipe.model.llm)
+    with pytest.raises(ValueError, match="their tokenizers differ"):
+        Trainer(recipe, data, tmp_path / "run", small_run)
+    with pytest.raises(ValueError, match="only what starts from a transfer"):
+        small_recipe(parts, taught=1.0)
 
 
 @pytest.mark.parametrize("name", ["text", "picture", "caption", "clip", "story"])
