@@ -2,8 +2,7 @@
 
 The chain of recipes as `jobs.train --through tiny-distill..tiny-7b-stage2` trains it, on data of the demo's steps; then
 the larger model again, with a fresh flow head and no teacher in place of the small model's. The fresh arm has the same stages but the
-alignment, whose steps its last stage has more; the judge scores both arms' checkpoints. Run again on the same folder, it
-goes on.
+alignment, and twice the steps in all; the judge scores both arms' checkpoints. Run again on the same folder, it goes on.
 
     python -m benchmarks.ladder --out DIR --json FILE
 """
@@ -118,6 +117,12 @@ def steps(options: Options) -> list[Step]:
         )
         return folder
 
+    def judge(arm: str) -> None:
+        for told, run, step in scored(options, arm):
+            listed.append(
+                Step(f"scores {arm} after {told}", "the judge", 15, partial(score, options, run, step))
+            )
+
     init = None
     for name, seconds in {
         SMALL[0]: 40,
@@ -132,23 +137,20 @@ def steps(options: Options) -> list[Step]:
         listed.append(
             Step(f"scores {name}", "the judge", 15, partial(score, options, options.out / "chain" / name))
         )
+    judge("chain")
     listed.append(
         Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options))
     )
     init = add("fresh", FROZEN, options.out / "fresh" / "start", 50)
-    add("fresh", LARGE, init, 1300, longer(options))
-    for arm in ("chain", "fresh"):
-        for told, run, step in scored(options, arm):
-            listed.append(
-                Step(f"scores {arm} after {told}", "the judge", 15, partial(score, options, run, step))
-            )
+    add("fresh", LARGE, init, 2500, longer(options))
+    judge("fresh")
     return listed
 
 
 def longer(options: Options) -> Recipe:
-    """The last stage of the fresh arm, with the steps of the alignment besides its own."""
-    recipe = recipe_of(options, LARGE)
-    return replace(recipe, steps=recipe.steps + recipe_of(options, ALIGN).steps)
+    """The last stage of the fresh arm, so that the arm has twice the steps of the other."""
+    align, frozen, large = (recipe_of(options, name) for name in (ALIGN, FROZEN, LARGE))
+    return replace(large, steps=2 * (align.steps + frozen.steps + large.steps) - frozen.steps)
 
 
 def scored(options: Options, arm: str) -> list[tuple[int, Path, int]]:
@@ -191,7 +193,7 @@ def run(options: Options) -> Report:
     small = read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
     carried, anew = (first(options, arm, small) for arm in ("chain", "fresh"))
     # A fresh head that does not get there needs more than all these steps: they are held against the carried one.
-    least = min(anew, sum(recipe_of(options, name).steps for name in (ALIGN, FROZEN, LARGE)))
+    least = min(anew, recipe_of(options, FROZEN).steps + longer(options).steps)
     rows += [Row("steps to the small model's pictures: carried", carried, ""),
              Row("steps to the small model's pictures: fresh", anew, "")]  # fmt: skip
     last = scores_of(options.out / "chain" / LARGE)

@@ -36,10 +36,12 @@ def find_losers(
     evaluation: list[UnitFiles],
     thresholds: Rules,
     options: Dedup,
-    workers: int | None = 0,
+    workers: int | None,
 ) -> tuple[Losers, LostPictures]:
-    """Every row that gives way, with the reason, and every picture of a document. `evaluation`: units of sets that must not be trained on. `workers`: as
-    for `run_actors`, of the lookups of near copies."""
+    """Every row that gives way, with the reason, and every picture of a document.
+
+    `evaluation`: units of sets that must not be trained on. `workers`: as for `run_actors`, of the lookups of near copies.
+    """
     losers: Losers = {}
     count = sum(unit.rows for unit in units)
 
@@ -74,14 +76,7 @@ def _near_pictures(
 ) -> LostPictures:
     """`among`: also pairs of the sources among themselves; conversations about one picture are no duplicates, and a document
     may show what a pair shows. Documents lose single pictures, to evaluation sets alone."""
-    columns = ["phash", "crops", "contrast"]
-    rows = _without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)
-    forbidden = (
-        _gather(evaluation, lambda unit: _good(unit, columns), first=len(units)) if evaluation else rows[:0]
-    )
-    documents = _without(_gather(units, lambda unit: _kept_pictures(unit, thresholds, columns)), losers)
-    table = pa.concat_tables([forbidden, rows, documents], promote_options="default")
-    table = table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
+    table = _comparable(losers, units, evaluation, thresholds)
     from_evaluation = pc.greater_equal(table["unit"], len(units)).to_numpy()
     rank = _rank(table, from_evaluation)
     whole = table["phash"].to_numpy()
@@ -109,6 +104,20 @@ def _near_pictures(
     for place in table.take([row for row in stays if not whole_rows[row]]).to_pylist():
         pictures.setdefault(place["unit"], {}).setdefault(place["row"], {})[place["number"]] = EVALUATION
     return pictures
+
+
+def _comparable(
+    losers: Losers, units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules
+) -> pa.Table:
+    """All pictures with a structure to compare: of the evaluation sets, of rows, and (where there are such sets) of documents."""
+    columns = ["phash", "crops", "contrast"]
+    tables = [_without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)]
+    if evaluation:
+        documents = _gather(units, lambda unit: _kept_pictures(unit, thresholds, columns))
+        forbidden = _gather(evaluation, lambda unit: _good(unit, columns), first=len(units))
+        tables = [forbidden, *tables, _without(documents, losers)]
+    table = pa.concat_tables(tables, promote_options="default")
+    return table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
 
 
 def _packed(column: pa.ChunkedArray) -> np.ndarray:

@@ -10,7 +10,7 @@ from pipelines import facts, ledger, sweep
 from pipelines.document_pictures import with_errors
 from pipelines.facts import write_parquet
 from pipelines.groups import Losers, LostPictures
-from pipelines.ledger import EVALUATION, LedgerError
+from pipelines.ledger import LedgerError
 from pipelines.progress import StageProgress
 from pipelines.publish import Record, Unit, done, fingerprint, publish, publish_json, publish_record
 from pipelines.report import Samples
@@ -134,12 +134,9 @@ def make_part(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lost_before(pictures: list[list[dict[str, Any]] | None]) -> dict[int, dict[int, str]]:
-    """What `base` left out for reasons that facts and scores do not tell."""
-    return {
-        row: lost
-        for row, own in enumerate(pictures)
-        if (lost := {entry["number"]: EVALUATION for entry in own or [] if entry["reason"] == EVALUATION})
-    }
+    """What `base` left out of its documents: it stays out, for it was not held to the evaluation sets."""
+    lost = [{entry["number"]: entry["reason"] for entry in own or [] if entry["reason"]} for own in pictures]
+    return {row: reasons for row, reasons in enumerate(lost) if reasons}
 
 
 def _rows(files: UnitFiles) -> pa.Table:

@@ -70,9 +70,9 @@ def test_a_pictures_story_has_its_scores(run):
     assert "contrast" in lines[0] and "nsfw 0." in lines[0] and "thumb" not in lines[0]
 
 
-def test_another_selection_keeps_what_is_not_for_training_out(run):
+def test_another_selection_brings_no_picture_back(run):
     named_selection(run.out, "all", Rules(), workers=0)
-    assert chosen(run.out, "all") == [{**LEFT_OUT, 1: None}]
+    assert chosen(run.out, "all") == [LEFT_OUT]
 
 
 def test_scores_made_later_are_the_same(run, tmp_path):
