@@ -130,7 +130,7 @@ def steps(options: Options) -> list[Step]:
         SMALL[2]: 750,
         ALIGN: 500,
         FROZEN: 50,
-        LARGE: 800,
+        LARGE: 1800,
     }.items():
         init = add("chain", name, init, seconds)
     for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
@@ -142,7 +142,7 @@ def steps(options: Options) -> list[Step]:
         Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options))
     )
     init = add("fresh", FROZEN, options.out / "fresh" / "start", 50)
-    add("fresh", LARGE, init, 2500, longer(options))
+    add("fresh", LARGE, init, 4500, longer(options))
     judge("fresh")
     return listed
 

@@ -63,5 +63,5 @@ def kept(documents: pa.Table, why: Callable[[pa.Table], list[dict[int, str | Non
     parents, table = flat(documents["pictures"])
     stays = pa.array([reason is None for reasons in why(documents) for reason in reasons.values()], pa.bool_())
     for name in ("uid", "row", "kind"):
-        table = table.append_column(name, documents[name].take(pa.array(parents)))
+        table = table.append_column(name, documents[name].take(pa.array(parents, pa.int64())))
     return table.filter(stays)

@@ -101,7 +101,7 @@ def _near_pictures(
         out = {row: kept for row, kept in stays.items() if from_evaluation[kept] == chosen and whole_rows[row]}
         _give_way(losers, table, out, why)
     pictures: LostPictures = {}
-    for place in table.take([row for row in stays if not whole_rows[row]]).to_pylist():
+    for place in table.take(pa.array([row for row in stays if not whole_rows[row]], pa.int64())).to_pylist():
         pictures.setdefault(place["unit"], {}).setdefault(place["row"], {})[place["number"]] = EVALUATION
     return pictures
 

@@ -15,11 +15,12 @@ LAYERS = (
     ("showo2.train", "showo2.generate", "showo2.evaluate"),
     ("showo2.data",),
     ("showo2.model",),
-    ("showo2.store",),
-    ("showo2.shards",),
+    ("showo2.shards.__main__",),
     ("showo2.compat",),
     ("showo2.sequence",),
     ("showo2.flow", "showo2.vae", "showo2.text"),
+    ("showo2.store",),
+    ("showo2.shards",),
     ("showo2.frame_vae",),
     ("showo2.hashing",),
     ("showo2.tiny",),
@@ -50,7 +51,7 @@ def imports(path: Path) -> set[str]:
 def package(name: str) -> str | None:
     """The layer's package that a dotted name belongs to, or None for the world outside (and for `showo2` itself)."""
     parts = name.split(".")
-    return next((known for n in (2, 1) if (known := ".".join(parts[:n])) in DEPTH), None)
+    return next((known for n in (3, 2, 1) if (known := ".".join(parts[:n])) in DEPTH), None)
 
 
 MODULES = modules()
