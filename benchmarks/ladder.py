@@ -4,7 +4,7 @@ The chain of recipes as `jobs.train --through tiny-distill..tiny-7b-stage2` trai
 the larger model again, with a fresh flow head and no teacher in place of the small model's. The fresh arm has the same stages but the
 alignment, and twice the steps in all; the judge scores both arms' checkpoints. Run again on the same folder, it goes on.
 
-    python -m benchmarks.ladder --out DIR --json FILE
+    python -m benchmarks.ladder --json FILE [--out DIR]
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Options:
     scored checkpoints. steps: of the larger model's last stage, by default the recipe's. quick: a few steps, which show that
     everything runs."""
 
-    out: Path
+    out: Path = Path("build/benchmarks/ladder")
     json: str = "build/benchmarks/ladder.json"
     pictures: int = 20_000
     seed: int = 0

@@ -1,7 +1,7 @@
 """The lookup of near copies: against faiss, which compares all with all, and one piece of it at 66M pictures.
 
 Hashes are random, and every tenth picture is a copy of a crop of another, off by up to 8 bits: pictures' own hashes are
-less even, so a real lookup takes longer. One thread each; needs `pip install 'showo2-ray[bench]'`.
+less even, so a real lookup takes longer. One thread each.
 
     python -m benchmarks.near --json FILE
 """
@@ -26,7 +26,7 @@ PIECES = len(list(combinations(range(8), 3)))
 
 @dataclass(frozen=True)
 class Options:
-    """json: where the report goes. pictures: looked up among each other. real: pictures of one piece at real size (15 GB
+    """json: where the report goes. pictures: looked up among each other. real: pictures of one piece at real size (9 GB
     of memory at 66M; 0 leaves it out)."""
 
     json: str = "build/benchmarks/near.json"

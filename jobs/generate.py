@@ -33,13 +33,12 @@ from pipelines.publish import (
     read_bytes,
     records,
 )
-from showo2.movies import mp4, pictures
+from showo2.movies import CLIP_RATE, mp4, pictures
 
 if TYPE_CHECKING:
     from showo2.generate import Showo2Pipeline
 
 FAMILY = "pictures"
-_FPS = 8
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[byt
                                "size": config.size, "batch": config.batch, "first": batch.start}  # fmt: skip
     if config.frames != 1:
         clips = pipeline.video(batch.prompts, frames=config.frames, **request)
-        return [mp4(clip, _FPS, comment=prompt) for clip, prompt in zip(clips, batch.prompts, strict=True)]
+        return [mp4(clip, CLIP_RATE, comment=prompt) for clip, prompt in zip(clips, batch.prompts, strict=True)]
     files = []
     for image, prompt in zip(pipeline.image(batch.prompts, **request), batch.prompts, strict=True):
         about = PngInfo()

@@ -109,14 +109,12 @@ def _near_pictures(
 def _comparable(
     losers: Losers, units: list[UnitFiles], evaluation: list[UnitFiles], thresholds: Rules
 ) -> pa.Table:
-    """All pictures with a structure to compare: of the evaluation sets, of rows, and (where there are such sets) of documents."""
+    """All pictures with a structure to compare: of the evaluation sets, of rows, and of documents."""
     columns = ["phash", "crops", "contrast"]
-    tables = [_without(_gather(units, lambda unit: _kept(unit, thresholds, columns)), losers)]
+    table = _without(_gather(units, lambda unit: _kept_pictures(unit, thresholds, columns)), losers)
     if evaluation:
-        documents = _gather(units, lambda unit: _kept_pictures(unit, thresholds, columns))
         forbidden = _gather(evaluation, lambda unit: _good(unit, columns), first=len(units))
-        tables = [forbidden, *tables, _without(documents, losers)]
-    table = pa.concat_tables(tables, promote_options="default")
+        table = pa.concat_tables([forbidden, table])
     return table.filter(pc.greater_equal(table["contrast"], near.MIN_CONTRAST)).combine_chunks()
 
 
@@ -213,11 +211,11 @@ def _judged(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
 
 
 def _kept_pictures(unit: UnitFiles, thresholds: Rules, columns: list[str]) -> pa.Table:
-    """The same, with `number`, of the pictures of documents that the rules keep."""
-    documents = _judged(unit, thresholds, [])
-    documents = documents.filter(pc.equal(documents["kind"], "document"))
+    """The same, and behind these, with `number`, the pictures that the rules keep of the documents among them."""
+    rows = _judged(unit, thresholds, columns)
+    documents = rows.filter(pc.equal(rows["kind"], "document"))
     pictures = document_pictures.kept(documents, lambda rows: rules.picture_reasons(rows, thresholds))
-    return _with_pixels(pictures, columns)
+    return pa.concat_tables([_with_pixels(rows, columns), _with_pixels(pictures, columns)])
 
 
 def _good(unit: UnitFiles, columns: list[str]) -> pa.Table:

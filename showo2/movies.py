@@ -7,6 +7,8 @@ from typing import Any
 import av
 from PIL import Image
 
+CLIP_RATE = 8  # frames a second of training clips: every third of 24
+
 
 def mp4(frames: Iterable[Image.Image], rate: int, codec: str = "libx264", comment: str = "", **options: str) -> bytes:
     """Pictures of one size, both sides even, as an mp4 of `rate` frames a second; `options` are the codec's.

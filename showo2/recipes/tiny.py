@@ -46,8 +46,8 @@ STAGE2 = replace(
     schedule="cosine", steps=3500, ema=0.998, checkpoint_every=500)
 
 # The larger base model: width 192, 6 layers. Where only what joins it to the flow head is trained, as in the paper, the
-# larger model binds colours to objects no sooner than the small one did; taught by the small one, it does so in a sixth
-# of the steps (docs/log.md).
+# larger model binds colours to objects no sooner than the small one did; taught by the small one, its flow loss falls as
+# far in a sixth of the steps (docs/log.md).
 ALIGN_LARGE = replace(
     STAGE2, name="tiny-7b-align",
     summary="scale-up: a larger language model learns from the small model what to give its flow head",

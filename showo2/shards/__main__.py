@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from showo2.movies import mp4
+from showo2.movies import CLIP_RATE, mp4
 from showo2.shards import DamagedRow, Manifest, ShardError, ShardReader
 from showo2.shards.remote import is_remote
 
@@ -135,10 +135,9 @@ def _write_pictures(stem: str, pictures: list[Image.Image]) -> list[str]:
 
 
 def _write_clip(stem: str, frames: list[Image.Image]) -> list[str]:
-    """Eight frames a second: every third of 24."""
     path = f"{stem}.mp4"
     with open(path, "wb") as file:
-        file.write(mp4(frames, 8))
+        file.write(mp4(frames, CLIP_RATE))
     return [path]
 
 
