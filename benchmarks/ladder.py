@@ -1,8 +1,9 @@
 """The tiny ladder, from a world of shapes to the larger model, and what its scale-up is worth.
 
 The chain of recipes as `jobs.train --through tiny-distill..tiny-7b-stage2` trains it, on data of the demo's steps; then
-the larger model again, with a fresh flow head and no teacher in place of the small model's. The fresh arm has the same stages but the
-alignment, and twice the steps in all; the judge scores both arms' checkpoints. Run again on the same folder, it goes on.
+the larger model again, with a fresh flow head and no teacher. The fresh arm has the same stages but the alignment, and
+twice the steps in which the chain's larger model drew as well as the small one; the judge scores both arms' checkpoints.
+Run again on the same folder, it goes on.
 
     python -m benchmarks.ladder --json FILE [--out DIR]
 """
@@ -58,7 +59,7 @@ def recipe_of(options: Options, name: str) -> Recipe:
     if name == LARGE:
         recipe = replace(recipe, steps=options.steps or recipe.steps)
     if options.quick:
-        recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1, checkpoint_every=2)
+        recipe = replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1, checkpoint_every=4)
     return recipe
 
 
@@ -102,55 +103,53 @@ def read(path: Path, part: str) -> float:
     return json.loads(path.read_text())[part]["score"]
 
 
-def steps(options: Options) -> list[Step]:
-    """Everything in order, with the seconds that each takes on two cores."""
+def carried_steps(options: Options) -> list[Step]:
+    """The chain and the judge's looks at it, with the seconds that each takes on two cores."""
     demo = Demo(options.out, options.pictures, None, options.quick, options.seed)
     listed = [Step(name, "data", 30, partial(function, demo)) for name, function in DATA.items()]
-
-    def add(arm: str, name: str, init: Path | None, seconds: float, recipe: Recipe | None = None) -> Path:
-        folder = options.out / arm / name
-        recipe = recipe or recipe_of(options, name)
-        listed.append(
-            Step(
-                f"{arm} {name}", recipe.summary, seconds, partial(train_stage, options, recipe, folder, init)
-            )
-        )
-        return folder
-
-    def judge(arm: str) -> None:
-        for told, run, step in scored(options, arm):
-            listed.append(
-                Step(f"scores {arm} after {told}", "the judge", 15, partial(score, options, run, step))
-            )
-
+    seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 1000, FROZEN: 70, LARGE: 3000}
     init = None
-    for name, seconds in {
-        SMALL[0]: 40,
-        SMALL[1]: 60,
-        SMALL[2]: 750,
-        ALIGN: 500,
-        FROZEN: 50,
-        LARGE: 1800,
-    }.items():
-        init = add("chain", name, init, seconds)
+    for name, expected in seconds.items():
+        listed.append(trained(options, "chain", recipe_of(options, name), init, expected))
+        init = options.out / "chain" / name
     for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
-        listed.append(
-            Step(f"scores {name}", "the judge", 15, partial(score, options, options.out / "chain" / name))
-        )
-    judge("chain")
-    listed.append(
-        Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options))
-    )
-    init = add("fresh", FROZEN, options.out / "fresh" / "start", 50)
-    add("fresh", LARGE, init, 4500, longer(options))
-    judge("fresh")
-    return listed
+        listed.append(Step(f"scores {name}", "the judge", 30, partial(score, options, options.out / "chain" / name)))
+    return listed + judged(options, "chain")
+
+
+def fresh_steps(options: Options) -> list[Step]:
+    """The fresh arm, whose length is known when the judge has seen the chain."""
+    start = options.out / "fresh" / "start"
+    last = longer(options)
+    return [Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options)),
+            trained(options, "fresh", recipe_of(options, FROZEN), start, 70),
+            trained(options, "fresh", last, options.out / "fresh" / FROZEN, 0.85 * last.steps),
+            *judged(options, "fresh")]  # fmt: skip
+
+
+def trained(options: Options, arm: str, recipe: Recipe, init: Path | None, seconds: float) -> Step:
+    """One stage of an arm."""
+    folder = options.out / arm / recipe.name
+    return Step(f"{arm} {recipe.name}", recipe.summary, seconds, partial(train_stage, options, recipe, folder, init))
+
+
+def judged(options: Options, arm: str) -> list[Step]:
+    """The judge's looks at an arm's checkpoints."""
+    return [Step(f"scores {arm} after {told}", "the judge", 30, partial(score, options, run, step))
+            for told, run, step in scored(options, arm)]  # fmt: skip
 
 
 def longer(options: Options) -> Recipe:
-    """The last stage of the fresh arm, so that the arm has twice the steps of the other."""
+    """The last stage of the fresh arm, so that in all it has twice the steps in which the chain reached the small model's
+    pictures; twice all of the chain's where it never did."""
     align, frozen, large = (recipe_of(options, name) for name in (ALIGN, FROZEN, LARGE))
-    return replace(large, steps=2 * (align.steps + frozen.steps + large.steps) - frozen.steps)
+    steps = min(first(options, "chain", small_share(options)), align.steps + frozen.steps + large.steps)
+    return replace(large, steps=2 * int(steps) - frozen.steps)
+
+
+def small_share(options: Options) -> float:
+    """The share of pictures that the small model gets right."""
+    return read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
 
 
 def scored(options: Options, arm: str) -> list[tuple[int, Path, int]]:
@@ -161,8 +160,8 @@ def scored(options: Options, arm: str) -> list[tuple[int, Path, int]]:
     found, before = [], 0
     for recipe in stages:
         if recipe.name != FROZEN:
-            steps = range(recipe.checkpoint_every, recipe.steps + 1, recipe.checkpoint_every)
-            found += [(before + step, options.out / arm / recipe.name, step) for step in steps]
+            steps = {*range(recipe.checkpoint_every, recipe.steps, recipe.checkpoint_every), recipe.steps}
+            found += [(before + step, options.out / arm / recipe.name, step) for step in sorted(steps)]
         before += recipe.steps
     return found
 
@@ -176,7 +175,8 @@ def first(options: Options, arm: str, share: float) -> float:
 def run(options: Options) -> Report:
     """Train, score, compare."""
     options.out.mkdir(parents=True, exist_ok=True)
-    run_steps(steps(options), options.out / "steps.json")
+    for steps in (carried_steps, fresh_steps):
+        run_steps(steps(options), options.out / "steps.json")
     journal = read_journal(options.out / "steps.json")
     chain = {
         name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA
@@ -190,8 +190,7 @@ def run(options: Options) -> Report:
     for arm, told in (("chain", "carried"), ("fresh", "fresh")):
         rows += [Row(f"pictures that are right after {done} steps of the larger model, flow head {told}",
                      read(scores_of(run, step), "picture"), "") for done, run, step in scored(options, arm)]  # fmt: skip
-    small = read(scores_of(options.out / "chain" / SMALL[-1]), "picture")
-    carried, anew = (first(options, arm, small) for arm in ("chain", "fresh"))
+    carried, anew = (first(options, arm, small_share(options)) for arm in ("chain", "fresh"))
     # A fresh head that does not get there needs more than all these steps: they are held against the carried one.
     least = min(anew, recipe_of(options, FROZEN).steps + longer(options).steps)
     rows += [Row("steps to the small model's pictures: carried", carried, ""),
