@@ -33,7 +33,7 @@ class Evaluate(Suite):
     suite: Literal["shapes"] = "shapes"
     """which suite"""
     save: Path | None = None
-    """folder for all pictures, drawn and asked about, and the last frames of clips"""
+    """folder for all pictures, drawn and asked about, the last frames of clips, and stories' pictures side by side"""
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
 
@@ -49,7 +49,8 @@ def run(config: Evaluate) -> Report:
         drawn = bar.add_task("pictures", total=suite.pictures * len(CATEGORIES))
         asked = bar.add_task("questions", total=suite.questions * len(KINDS))
         clips = bar.add_task("clips", total=suite.clips, visible=suite.clips > 0)
-        tell = [partial(bar.advance, task) for task in (drawn, asked, clips)]
+        stories = bar.add_task("stories", total=suite.stories, visible=suite.stories > 0)
+        tell = [partial(bar.advance, task) for task in (drawn, asked, clips, stories)]
         report = evaluate(pipeline, suite, *tell)
     publish_json(
         str(config.json.parent),
@@ -58,7 +59,7 @@ def run(config: Evaluate) -> Report:
     )
     if config.save is not None:
         config.save.mkdir(parents=True, exist_ok=True)
-        images = [item.image for part in (report.drawn, report.asked, report.clips) for item in part]
+        images = [item.image for part in (report.drawn, report.asked, report.clips, report.stories) for item in part]
         for i, image in enumerate(images):
             image.save(config.save / f"{i:05d}.png")
     return report

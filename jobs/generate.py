@@ -1,9 +1,10 @@
-"""Draw the pictures, or the clips, that a file of prompts asks for.
+"""Draw the pictures, the clips or the stories that a file of prompts asks for.
 
 python -m jobs.generate --checkpoint DIR --prompts FILE.jsonl --out DIR --seed N
 
-One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. Run
-again, it keeps what is done.
+One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. With
+--story 4 each prompt begins a story, and its file shows the story's pictures in a row, each with its text. Run again, it keeps
+what is done.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FAMILY = "pictures"
 
 @dataclass(frozen=True)
 class Generate:
-    """Draw the pictures, or the clips, that a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
+    """Draw what a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
 
     prompts: Path
     """JSON lines, each {"prompt": "..."}"""
@@ -61,12 +62,19 @@ class Generate:
     """side in pixels, a multiple of 16 (default: the model's)"""
     frames: int = 1
     """of a clip, 1 more than a multiple of 4 (17 is what training clips have), played 8 a second; 1 draws pictures"""
+    story: int = 0
+    """go on from each prompt with texts and up to so many pictures; 0 draws the prompts"""
     batch: int = 16
     """pictures drawn together"""
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
     sheet: bool = False
     """also write sheet.png: all pictures, or the clips' last frames, with their prompts"""
+
+    @property
+    def drawn(self) -> str:
+        """What is drawn, as people call it."""
+        return "stories" if self.story else "pictures" if self.frames == 1 else "clips"
 
     @property
     def extension(self) -> str:
@@ -109,6 +117,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def generate(config: Generate) -> dict[str, Any]:
     """Draw what is not yet there, and return the manifest."""
+    if config.story and (config.frames != 1 or config.size is not None or config.sheet):
+        raise ValueError("--story goes with no --frames, --size or --sheet: its pictures have the model's size and stand in a row")
     prompts = read_prompts(config.prompts)
     # Imported late: --help and a bad prompt answer at once.
     from showo2.generate import Sampling, Showo2Pipeline
@@ -124,6 +134,7 @@ def generate(config: Generate) -> dict[str, Any]:
         "seed": config.seed,
         "size": size,
         "frames": config.frames,
+        "story": config.story,
         "batch": config.batch,
     }
     batches = [
@@ -165,21 +176,40 @@ def generate(config: Generate) -> dict[str, Any]:
 
 
 def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[bytes]:
-    """The files of a batch; each carries its prompt."""
+    """The files of a batch; each carries its prompt, and a story its texts."""
     request: dict[str, Any] = {"guidance": config.guidance, "points": config.points, "seed": config.seed,
-                               "size": config.size, "batch": config.batch, "first": batch.start}  # fmt: skip
+                               "batch": config.batch, "first": batch.start}  # fmt: skip
     if config.frames != 1:
-        clips = pipeline.video(batch.prompts, frames=config.frames, **request)
+        clips = pipeline.video(batch.prompts, frames=config.frames, size=config.size, **request)
         return [mp4(clip, CLIP_RATE, comment=prompt) for clip, prompt in zip(clips, batch.prompts, strict=True)]
-    files = []
-    for image, prompt in zip(pipeline.image(batch.prompts, **request), batch.prompts, strict=True):
-        about = PngInfo()
-        about.add_itxt("prompt", prompt)
-        files.append(_png(image, about))
-    return files
+    if config.story:
+        stories = pipeline.stories(batch.prompts, pictures=config.story, **request)
+        return [_story([prompt, *told]) for prompt, told in zip(batch.prompts, stories, strict=True)]
+    images = pipeline.image(batch.prompts, size=config.size, **request)
+    return [_png(image, prompt=prompt) for image, prompt in zip(images, batch.prompts, strict=True)]
 
 
-def _png(image: Image.Image, about: PngInfo | None = None) -> bytes:
+def _story(parts: list[str | Image.Image]) -> bytes:
+    """The pictures in a row, each above the text that led to it; what was told without a picture stands alone."""
+    texts, images = [""], []
+    for part in parts:
+        if isinstance(part, str):
+            texts[-1] = f"{texts[-1]} {part}".strip()
+        else:
+            images.append(part)
+            texts.append("")
+    if texts[-1] or not images:
+        images.append(Image.new("RGB", (1, 1), "white"))
+    else:
+        texts.pop()
+    shown = sheet(images, texts, columns=len(images), side=max(128, *(image.width for image in images)))
+    return _png(shown, prompt=str(parts[0]), story=json.dumps(texts))
+
+
+def _png(image: Image.Image, **texts: str) -> bytes:
+    about = PngInfo()
+    for name, text in texts.items():
+        about.add_itxt(name, text)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
@@ -226,7 +256,7 @@ def main() -> None:
     config = tyro.cli(Generate, description=__doc__)
     with told_plainly():
         manifest = generate(config)
-    Console().print(f"{len(manifest['files'])} {'pictures' if config.frames == 1 else 'clips'} in {config.out}")
+    Console().print(f"{len(manifest['files'])} {config.drawn} in {config.out}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ def _brackets(special: SpecialTokens, media: Media) -> tuple[int, int]:
     return (special.bov, special.eov) if video else (special.boi, special.eoi)
 
 
+def opened(special: SpecialTokens, document: Document, video: bool) -> Document:
+    """What stands before a picture or a video that follows `document`."""
+    return [*document, Text([special.bov if video else special.boi])]
+
+
 def text_to_image(special: SpecialTokens, caption: list[int], media: Media) -> Document:
     """Generation: [BOS] caption [BOI] image [EOI] [EOS], no text target; an empty caption is the null condition."""
     opening, closing = _brackets(special, media)

@@ -10,11 +10,13 @@ from PIL import Image
 
 from showo2.evaluate.shapes import Detected, detect, judge
 from showo2.tiny.moving import DIRECTIONS, parse_motion
+from showo2.tiny.words import Description, Group
 from showo2.tiny.world import parse
 
 # Of the picture's side, in the two seconds of a clip: an object crosses a third of it.
 LEAST_WAY = 0.15
 MOST_ASIDE = 0.1
+LEAST_PICTURES = 2
 
 
 def judge_clip(prompt: str, frames: Sequence[Image.Image]) -> bool:
@@ -36,12 +38,31 @@ def judge_clip(prompt: str, frames: Sequence[Image.Image]) -> bool:
     return along[-1] - along[0] >= LEAST_WAY and max(across) - min(across) <= MOST_ASIDE and steady
 
 
-def judge_story(texts: Sequence[str], pictures: Sequence[Image.Image]) -> list[bool]:
-    """Of each picture, whether it shows what its text says, in the colour that the first text told."""
-    colour = parse(texts[0]).groups[0].colour
-    verdicts = []
-    for text, picture in zip(texts, pictures, strict=True):
-        told = parse(text)
-        whole = replace(told, groups=tuple(replace(group, colour=group.colour or colour) for group in told.groups))
-        verdicts.append(judge(whole, detect(picture)))
-    return verdicts
+def judge_story(parts: Sequence[str | Image.Image]) -> bool:
+    """Whether texts and pictures take turns, from a text to a picture, at least two of each, and tell of one object.
+
+    The first text says its colour and shape; each picture shows it alone, where its own text says, and no text calls it
+    something else.
+    """
+    texts, pictures = parts[::2], parts[1::2]
+    told = [read for text in texts if (read := _read(text))]
+    if len(pictures) < LEAST_PICTURES or not len(told) == len(texts) == len(pictures):
+        return False
+    thing = told[0].groups[0]
+    return all(isinstance(picture, Image.Image) and _shows(thing, text, picture)
+               for text, picture in zip(told, pictures, strict=True))
+
+
+def _read(text: str | Image.Image) -> Description | None:
+    """What a text of a story says; None where it is no caption of one object and a place."""
+    try:
+        told = parse(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return told if told and told.place and sum(group.count for group in told.groups) == 1 else None
+
+
+def _shows(thing: Group, told: Description, picture: Image.Image) -> bool:
+    named = told.groups[0]
+    same = named.shape == thing.shape and named.colour in (None, thing.colour)
+    return same and judge(replace(told, groups=(thing,)), detect(picture))

@@ -1,7 +1,8 @@
 """The suite `shapes`: six GenEval-like categories of prompts, four kinds of questions, all held out from training.
 
 Every prompt and every scene asked about belongs to the held-out quarter of the world, so the scores measure new
-combinations. Clips, of held-out motions, are drawn on demand: most models have seen none. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
+combinations. Clips, of held-out motions, and stories, from held-out beginnings, are drawn on demand: most models have seen
+none. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from showo2.evaluate.moving import judge_clip
+from showo2.evaluate.moving import judge_clip, judge_story
 from showo2.evaluate.shapes import Detected, detect, judge
-from showo2.tiny.moving import DIRECTIONS, motion_prompts, parse_motion
+from showo2.tiny.moving import DIRECTIONS, motion_prompts, parse_motion, story_prompts
 from showo2.tiny.questions import questions
 from showo2.tiny.render import render
+from showo2.tiny.words import PLACES
 from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
 
 KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
@@ -42,6 +44,10 @@ class Model(Protocol):
               on_batch: Callable[[int], None] | None) -> list[list[Image.Image]]:
         """The frames of one clip a prompt."""
 
+    def stories(self, histories: Sequence[str], guidance: float, points: int, seed: int, *, batch: int,
+                on_batch: Callable[[int], None] | None) -> list[list[str | Image.Image]]:
+        """The texts and pictures that follow each beginning."""
+
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int, *,
                batch: int) -> list[str]:
         """One answer a picture and question."""
@@ -57,6 +63,8 @@ class Suite:
     """of each kind"""
     clips: int = 0
     """of motions; held-out ones take turns"""
+    stories: int = 0
+    """from first texts; held-out ones take turns"""
     guidance: float = 4.0
     """strength of classifier-free guidance; 1 is none"""
     points: int = 20
@@ -100,29 +108,35 @@ class Asked:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was drawn and asked; of a clip, `Drawn.image` is its last frame."""
+    """Everything that was drawn and asked.
+
+    `Drawn.image` of a clip is its last frame, of a story its pictures side by side, and `seen` its texts.
+    """
 
     drawn: list[Drawn]
     asked: list[Asked]
     clips: list[Drawn]
+    stories: list[Drawn]
     manifest: dict[str, Any]
 
     @property
     def scores(self) -> dict[str, Any]:
         """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`.
 
-        With clips also `"clip"`, by direction.
+        With clips also `"clip"`, by direction, with stories `"story"`, by the first text's place.
         """
-        clips = {"clip": _shares(tuple(DIRECTIONS), [(d.category, d.right) for d in self.clips])} if self.clips else {}
+        moving = {"clip": (tuple(DIRECTIONS), self.clips), "story": (PLACES, self.stories)}
         return {"picture": _shares(CATEGORIES, [(d.category, d.right) for d in self.drawn]),
                 "question": _shares(tuple(KINDS), [(a.kind, a.right) for a in self.asked]),
-                **clips, "manifest": self.manifest}
+                **{part: _shares(names, [(d.category, d.right) for d in drawn])
+                   for part, (names, drawn) in moving.items() if drawn},
+                "manifest": self.manifest}
 
     @property
     def details(self) -> dict[str, Any]:
         """Each prompt with what was seen, each question with its answer, in the order of the pictures' numbers."""
         told = {name: [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen} for d in drawn]
-                for name, drawn in (("pictures", self.drawn), ("clips", self.clips))}
+                for name, drawn in (("pictures", self.drawn), ("clips", self.clips), ("stories", self.stories))}
         return {**told,
                 "questions": [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
                                "right": a.right} for a in self.asked]}
@@ -161,9 +175,15 @@ def clip_prompts(suite: Suite) -> list[tuple[str, str]]:
     return turns[:suite.clips]
 
 
+def story_beginnings(suite: Suite) -> list[tuple[str, str]]:
+    """(place, first text) of every story: the held-out ones in turn."""
+    prompts = story_prompts(held_out=True)
+    return [(str(parse(text).place), text) for text in (prompts[i % len(prompts)] for i in range(suite.stories))]
+
+
 def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | None = None,
-             on_questions: Callable[[int], None] | None = None,
-             on_clips: Callable[[int], None] | None = None) -> Report:
+             on_questions: Callable[[int], None] | None = None, on_clips: Callable[[int], None] | None = None,
+             on_stories: Callable[[int], None] | None = None) -> Report:
     """Draw, judge, ask. `on_pictures(n)` and its like hear of n more that are done."""
     asked_for, tests = picture_prompts(suite), scene_questions(suite)
     images = model.image([prompt for _, prompt in asked_for], suite.guidance, suite.points, suite.seed,
@@ -182,12 +202,34 @@ def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | No
                         batch=max(1, suite.batch // 5), on_batch=on_clips) if motions else []
     moved = [Drawn(direction, prompt, judge_clip(prompt, frames), _names(detect(frames[-1])), frames[-1])
              for (direction, prompt), frames in zip(motions, clips, strict=True)]
-    return Report(drawn, asked, moved, _manifest(model, suite, asked_for, tests))
+    beginnings = story_beginnings(suite)
+    told = model.stories([text for _, text in beginnings], suite.guidance, suite.points, suite.seed, batch=suite.batch,
+                         on_batch=on_stories) if beginnings else []
+    stories = [_judged_story(place, text, parts) for (place, text), parts in zip(beginnings, told, strict=True)]
+    return Report(drawn, asked, moved, stories, _manifest(model, suite, asked_for, tests))
 
 
 def _judged(category: str, prompt: str, image: Image.Image) -> Drawn:
     found = detect(image)
     return Drawn(category, prompt, judge(parse(prompt), found), _names(found), image)
+
+
+def _judged_story(place: str, beginning: str, parts: list[str | Image.Image]) -> Drawn:
+    pictures = [part for part in parts if isinstance(part, Image.Image)]
+    texts = [part for part in parts if isinstance(part, str)]
+    if parts and isinstance(parts[0], str):  # the beginning was told further
+        parts = [f"{beginning} {parts[0]}", *parts[1:]]
+    else:
+        parts = [beginning, *parts]
+    return Drawn(place, beginning, judge_story(parts), texts, _side_by_side(pictures))
+
+
+def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """One strip; a black pixel where there are none."""
+    strip = Image.new("RGB", (sum(p.width for p in pictures) or 1, max((p.height for p in pictures), default=1)))
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * picture.width, 0))
+    return strip
 
 
 def _names(found: Sequence[Detected]) -> list[str]:

@@ -17,9 +17,9 @@ from showo2.text import SpecialTokens
 @torch.inference_mode()
 def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document], max_new_tokens: int,
            on_token: Callable[[int, int], None] | None = None, *, released_spans: bool = False) -> list[list[int]]:
-    """Ids that follow each document, up to its [EOS] or a [BOI] (both left out), or `max_new_tokens`.
+    """Ids that follow each document, its [EOS] or a [BOI] the last, or `max_new_tokens` of them.
 
-    `on_token(row, id)` hears of every id as it is made. released_spans: see `compat.shift_spans`.
+    `on_token(row, id)` hears of every id of a text as it is made. released_spans: see `compat.shift_spans`.
     """
     lengths = [length(document) for document in documents]
     device = next(model.parameters()).device
@@ -37,11 +37,10 @@ def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document],
         for row, token in enumerate(tokens.tolist()):
             if row not in running:
                 continue
+            answers[row].append(token)
             if token in (special.eos, special.boi):
                 running.discard(row)
-                continue
-            answers[row].append(token)
-            if on_token is not None:
+            elif on_token is not None:
                 on_token(row, token)
         if not running or step + 1 == max_new_tokens:
             break

@@ -14,11 +14,15 @@ from torch import Tensor
 from showo2.flow import PATCH
 from showo2.generate.decoder import greedy
 from showo2.generate.sampler import Sampling, sample, start_noise
+from showo2.generate.story import Segment, tell
 from showo2.model import Showo2
-from showo2.sequence import Media, conversation
+from showo2.sequence import Document, Media, Text, conversation
 from showo2.store import fetched
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS, SPATIAL, TEMPORAL, WanVAE, center_crop_resize, to_image, to_pixels
+
+Told = str | Image.Image
+Clip = Sequence[Image.Image]
 
 
 class Showo2Pipeline:
@@ -67,7 +71,8 @@ class Showo2Pipeline:
         16 (default: what the model was trained for). first: index of the first prompt, for calls that continue one
         another. on_batch(n) is told of n more finished pictures.
         """
-        drawn = self._drawn(prompts, 1, Sampling(points, guidance), seed, size, batch, first, on_batch)
+        shape = self._shape(1, size)
+        drawn = self._drawn(prompts, shape, Sampling(points, guidance), seed, batch, first, on_batch)
         return [frames[0] for frames in drawn]
 
     def video(self, prompts: str | Sequence[str], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
@@ -77,32 +82,77 @@ class Showo2Pipeline:
 
         frames: 1 more than a multiple of 4 (17 is what training clips have).
         """
-        if frames < 1 or frames % TEMPORAL != 1:
-            raise ValueError(f"frames={frames}: use 1 more than a multiple of {TEMPORAL}, for example 17")
-        latents = 1 + (frames - 1) // TEMPORAL
-        return list(self._drawn(prompts, latents, Sampling(points, guidance), seed, size, batch, first, on_batch))
+        shape = self._shape(_latent_frames(frames), size)
+        return list(self._drawn(prompts, shape, Sampling(points, guidance), seed, batch, first, on_batch))
 
-    def _drawn(self, prompts: str | Sequence[str], latents: int, sampling: Sampling, seed: int, size: int | None,
-               batch: int, first: int, on_batch: Callable[[int], None] | None) -> Iterator[list[Image.Image]]:
-        """The frames of each prompt's clip of so many latent frames."""
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    def animate(self, image: Image.Image, prompt: str, guidance: float = 5.0, points: int = 50, seed: int = 0, *,
+                frames: int = 17) -> list[Image.Image]:
+        """The frames of a clip that begins with `image`, cropped and resized to the model's size; otherwise as `video`."""
+        shape = self._shape(_latent_frames(frames), None)
+        held = self.encode([image])[0]
+        return next(self._drawn(prompt, shape, Sampling(points, guidance), seed, 1, 0, None, held))
+
+    def story(self, history: str | Sequence[Told], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
+              pictures: int = 4, max_new_tokens: int = 64) -> list[Told]:
+        """What follows a text, or texts and pictures in turn: more of them, up to so many pictures (section 4.4)."""
+        return self.stories([history], guidance, points, seed, pictures=pictures, max_new_tokens=max_new_tokens)[0]
+
+    def stories(self, histories: Sequence[str | Sequence[Told]], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
+                pictures: int = 4, max_new_tokens: int = 64, batch: int = 16, first: int = 0,
+                on_batch: Callable[[int], None] | None = None) -> list[list[Told]]:
+        """One story a history; see `story` and `image`. A text of `max_new_tokens` ends its story."""
+        if pictures < 1 or max_new_tokens < 1:
+            raise ValueError(f"pictures={pictures}, max_new_tokens={max_new_tokens}: use 1 or more of each")
+        sampling, shape, stories = Sampling(points, guidance), self._shape(1, None), []
+        for rows in _batches(len(histories), batch):
+            def noise(i: int, k: int, rows: range = rows) -> Tensor:
+                return start_noise(seed, [f"{first + rows[i]}.{k}"], shape)[0].to(self.device)
+
+            segments = [self._segments(histories[i]) for i in rows]
+            told = tell(self.model, self.tokenizer.special, segments, noise, sampling, pictures, max_new_tokens)
+            stories += [[self._shown(segment) for segment in story] for story in told]
+            if on_batch is not None:
+                on_batch(len(rows))
+        return stories
+
+    def _segments(self, history: str | Sequence[Told]) -> list[Segment]:
+        history = [history] if isinstance(history, str) else history
+        return [self.tokenizer.encode(part) if isinstance(part, str) else self._media([part])[0] for part in history]
+
+    def _shown(self, segment: Segment) -> Told:
+        if isinstance(segment, Media):
+            return self.decode(segment.latents[None].to(self.device))[0][0]
+        return self.tokenizer.decode(segment).strip()
+
+    def _shape(self, latent_frames: int, size: int | None) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of latents of so many frames and a side of `size` pixels."""
         size = self.model.config.size if size is None else size
         if size <= 0 or size % (SPATIAL * PATCH):
             raise ValueError(f"size={size}: use a positive multiple of {SPATIAL * PATCH} pixels")
-        shape = (CHANNELS, latents, size // SPATIAL, size // SPATIAL)
+        return CHANNELS, latent_frames, size // SPATIAL, size // SPATIAL
+
+    def _drawn(self, prompts: str | Sequence[str], shape: tuple[int, int, int, int], sampling: Sampling, seed: int,
+               batch: int, first: int, on_batch: Callable[[int], None] | None,
+               held: Tensor | None = None) -> Iterator[list[Image.Image]]:
+        """The frames of each prompt's clip; `held`: latents (C, T, h, w) that it begins with."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        special = self.tokenizer.special
         for rows in _batches(len(prompts), batch):
             noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
-            texts = [self.tokenizer.encode(prompts[i]) for i in rows]
-            yield from self.decode(sample(self.model, self.tokenizer.special, texts, noise, sampling))
+            frames = 0 if held is None else held.shape[1]
+            if held is not None:
+                noise[:, :, :frames] = held
+            documents: list[Document] = [[Text([special.bos, *self.tokenizer.encode(prompts[i])])] for i in rows]
+            yield from self.decode(sample(self.model, special, documents, noise, sampling, frames))
             if on_batch is not None:
                 on_batch(len(rows))
 
-    def answer(self, images: Image.Image | Sequence[Image.Image], questions: str | Sequence[str],
+    def answer(self, images: Image.Image | Sequence[Image.Image | Clip], questions: str | Sequence[str],
                max_new_tokens: int = 64, *, batch: int = 32,
                on_text: Callable[[int, str], None] | None = None) -> list[str]:
-        """Answer one question a picture (or many about one picture).
+        """Answer one question a picture or clip (or many about one picture).
 
-        on_text(row, piece) hears each answer's text as it is made.
+        A clip is a list of pictures, 1 more than a multiple of 4. on_text(row, piece) hears each answer's text as it is made.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         images = [images] * len(questions) if isinstance(images, Image.Image) else list(images)
@@ -110,10 +160,10 @@ class Showo2Pipeline:
             raise ValueError(f"{len(images)} pictures and {len(questions)} questions: give one question a picture")
         answers: list[str] = []
         for rows in _batches(len(questions), batch):
-            latents = self.encode([images[i] for i in rows]).cpu()
-            documents = [conversation(self.tokenizer, [{"from": "human", "value": questions[i]}], Media(x),
+            shown = self._media([images[i] for i in rows])
+            documents = [conversation(self.tokenizer, [{"from": "human", "value": questions[i]}], media,
                                       self.model.config.conversation)
-                         for i, x in zip(rows, latents, strict=True)]
+                         for i, media in zip(rows, shown, strict=True)]
             stream = None if on_text is None else _Stream(self.tokenizer, rows.start, on_text)
             ids = greedy(self.model, self.tokenizer.special, documents, max_new_tokens, stream)
             answers += [self.tokenizer.decode(row).strip() for row in ids]
@@ -121,13 +171,31 @@ class Showo2Pipeline:
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures, cropped and resized to the model's size, to latents (n, C, 1, h, w): the normalised mean."""
+        return self.vae.encode(self._pixels(images))
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         size = self.model.config.size
-        cropped = [center_crop_resize(ImageOps.exif_transpose(image), (size, size))[0] for image in images]
-        return self.vae.encode(to_pixels(cropped))
+        return to_pixels([center_crop_resize(ImageOps.exif_transpose(image), (size, size))[0] for image in images])
+
+    def _media(self, shown: Sequence[Image.Image | Clip]) -> list[Media]:
+        """Pictures and clips as clean context."""
+        pictures = [item for item in shown if isinstance(item, Image.Image)]
+        latents = iter(self.encode(pictures).cpu() if pictures else ())
+        return [Media(next(latents) if isinstance(item, Image.Image) else self._encode_clip(item)) for item in shown]
+
+    def _encode_clip(self, frames: Clip) -> Tensor:
+        _latent_frames(len(frames))
+        return self.vae.encode(self._pixels(frames).transpose(0, 2))[0].cpu()
 
     def decode(self, latents: Tensor) -> list[list[Image.Image]]:
         """Latents (n, C, T, h, w) to the frames of each: 1 + 4 (T - 1)."""
         return [[to_image(frame) for frame in pixels.unbind(1)] for pixels in self.vae.decode(latents)]
+
+
+def _latent_frames(frames: int) -> int:
+    if frames < 1 or frames % TEMPORAL != 1:
+        raise ValueError(f"frames={frames}: use 1 more than a multiple of {TEMPORAL}, for example 17")
+    return 1 + (frames - 1) // TEMPORAL
 
 
 def _batches(total: int, batch: int) -> Iterator[range]:

@@ -1,14 +1,16 @@
-"""Pictures from text: Euler steps along the learned velocity from noise (t = 0) to data (t = 1), with guidance.
+"""Pictures from what stands before them: Euler steps along the learned velocity from noise (t = 0) to data (t = 1), with
+guidance.
 
-Exact savings over running whole sequences: the text before a picture does not depend on t, neither in the language
-model nor in the flow head, so its keys and values are computed once; what follows the picture cannot change it and is
-never built; no LM head; the semantic layers, projector and fusion run once for both rows of guidance.
-Shape suffixes: n pictures, R rows (n, or 2n under guidance), P longest text, V = 1 + N tokens of a visual span.
+Exact savings over running whole sequences: text and clean pictures before a picture do not depend on t, neither in the
+language model nor in the flow head, so their keys and values are computed once; what follows the picture cannot change it
+and is never built; no LM head; the semantic layers, projector and fusion run once for both rows of guidance.
+Shape suffixes: n pictures, R rows (n, or 2n under guidance), P longest prefix, V = 1 + N tokens of a visual span.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,7 +22,7 @@ from transformers import DynamicCache
 from showo2 import flow
 from showo2.model import Showo2
 from showo2.model.attention import dense_mask
-from showo2.sequence import Text, pack
+from showo2.sequence import Document, Packed, Text, length, opened, pack
 from showo2.text import SpecialTokens
 
 
@@ -51,30 +53,30 @@ class PrefixCache(DynamicCache):
 
 
 class Velocity:
-    """v(x_t, t) of media that follow texts: the texts run through the model once, at construction."""
+    """v(x_t, t) of media that follow documents: the documents run through the model once, at construction."""
 
-    def __init__(self, model: Showo2, special: SpecialTokens, texts: list[list[int]], shape: tuple[int, int, int]):
-        """`texts` are the captions' ids, one a row (R); `shape` is the latents' (T, h, w)."""
+    def __init__(self, model: Showo2, special: SpecialTokens, documents: Sequence[Document], shape: tuple[int, int, int]):
+        """`documents` stand before the media, one a row (R); `shape` is the latents' (T, h, w)."""
         self.model, self.shape = model, shape
-        opening = special.bov if shape[0] > 1 else special.boi
-        longest = 2 + max(len(ids) for ids in texts)
+        documents = [opened(special, document, shape[0] > 1) for document in documents]
+        lengths = [length(document) for document in documents]
         device = next(model.parameters()).device
-        prefix = pack([[[Text([special.bos, *ids, opening])]] for ids in texts], longest, special).to(device)
-        lengths = torch.tensor([2 + len(ids) for ids in texts], device=device)
-        rows, tokens = len(texts), 1 + shape[0] * shape[1] * shape[2] // flow.PATCH**2
-        # Texts are padded on the right up to P, but the span's positions go on where its own text ends.
-        self.position = lengths[:, None] + torch.arange(tokens, device=device)
+        prefix = pack([[document] for document in documents], max(lengths), special).to(device)
+        rows, tokens = len(documents), 1 + shape[0] * shape[1] * shape[2] // flow.PATCH**2
+        # Documents are padded on the right up to P, but the span's positions go on where its own document ends.
+        self.position = torch.tensor(lengths, device=device)[:, None] + torch.arange(tokens, device=device)
         self.index = torch.arange(1, rows + 1, device=device)[:, None].expand(rows, tokens)
         doc = torch.cat([prefix.doc, prefix.doc[:, :1].expand(rows, tokens)], 1)
-        span = torch.cat([prefix.span, self.index], 1)
-        self.mask = dense_mask(doc, span, slice(longest, None))
+        span = torch.cat([prefix.span, prefix.span.max() + self.index], 1)
+        self.mask = dense_mask(doc, span, slice(max(lengths), None))
         self.llm_cache, self.head_cache = PrefixCache(), PrefixCache()
-        self._read(prefix.ids, dense_mask(prefix.doc, prefix.span), prefix.position)
+        self._read(prefix)
 
-    def _read(self, ids: Tensor, mask: Tensor, position: Tensor) -> None:
-        hidden = self.model.language(self.model.embed_text(ids), mask, position, self.llm_cache)
-        no_time = hidden.new_zeros(0, self.model.config.flow.width)
-        self.model.flow_head(hidden, no_time, torch.zeros_like(ids), position, mask, self.head_cache)
+    def _read(self, prefix: Packed) -> None:
+        mask = dense_mask(prefix.doc, prefix.span)
+        embeds, time = self.model.embed(prefix)
+        hidden = self.model.language(embeds, mask, prefix.position, self.llm_cache)
+        self.model.flow_head(hidden, time, prefix.span, prefix.position, mask, self.head_cache)
         self.llm_cache.frozen = self.head_cache.frozen = True
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -88,16 +90,17 @@ class Velocity:
 
 
 @torch.inference_mode()
-def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise: Tensor, sampling: Sampling,
+def sample(model: Showo2, special: SpecialTokens, documents: Sequence[Document], noise: Tensor, sampling: Sampling,
            held: int = 0) -> Tensor:
-    """Latents (n, C, T, h, w), float32, that follow the captions' ids `texts` (n), from `noise` of the same shape.
+    """Latents (n, C, T, h, w), float32, that follow the n `documents`, from `noise` of the same shape.
 
-    held: the first frames that stay as `noise` has them (image to video: put the picture's latent there).
+    The null condition of guidance is a document of [BOS] alone. held: the first frames that stay as `noise` has them (image
+    to video: put the picture's latent there).
     """
     guided = sampling.guidance != 1
     frames, height, width = noise.shape[2:]
-    no_texts: list[list[int]] = [[] for _ in texts] if guided else []
-    velocity = Velocity(model, special, texts + no_texts, (frames, height, width))
+    nothing: list[Document] = [[Text([special.bos])] for _ in documents] if guided else []
+    velocity = Velocity(model, special, [*documents, *nothing], (frames, height, width))
     x = noise.float()
     for t, following in pairwise(flow.sampling_times(sampling.points).to(x.device)):
         v = velocity(x, t)
@@ -109,9 +112,9 @@ def sample(model: Showo2, special: SpecialTokens, texts: list[list[int]], noise:
     return x
 
 
-def start_noise(seed: int, indices: range, shape: tuple[int, int, int, int]) -> Tensor:
+def start_noise(seed: int, indices: Iterable[int | str], shape: tuple[int, int, int, int]) -> Tensor:
     """Noise (n, C, T, h, w), float32 on the CPU; each picture's depends on (seed, index) and on nothing else."""
-    def draw(index: int) -> Tensor:
+    def draw(index: int | str) -> Tensor:
         digest = hashlib.sha256(f"picture:{seed}:{index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.randn(shape, generator=generator)

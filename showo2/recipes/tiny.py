@@ -77,6 +77,16 @@ INTERLEAVED = replace(
     summary="as tiny-stage1-video, with stories beside",
     context=192, mixture=(*VIDEO.mixture, Entry("stories", "tell", "interleaved", samples=8)))
 
+STORY = replace(
+    STAGE2, name="tiny-story",
+    summary="storytelling (section 4.4): everything trains, on stories beside what stage 2 had",
+    context=192,
+    mixture=(Entry("generate", "generate", "pair", samples=24),
+             Entry("caption", "caption", "pair", samples=4),
+             Entry("converse", "converse", "conversation", samples=16),
+             Entry("stories", "tell", "interleaved", samples=12)),
+    groups=(Group(PARTS, 1e-3),), steps=1000)
+
 HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)
 
-TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, HIGH_96)
+TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, STORY, HIGH_96)

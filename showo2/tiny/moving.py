@@ -99,6 +99,12 @@ class Story:
         return [describe(first), *(phrase(_colourless(scene)) for scene in others)]
 
 
+def story_prompts(held_out: bool) -> list[str]:
+    """All first texts of stories, held out or for training."""
+    told = [phrase(Description((Group(1, shape, colour),), place)) for colour, shape, place in product(COLOURS, SHAPES, PLACES)]
+    return [text for text in told if is_held_out(text) == held_out]
+
+
 def _colourless(scene: Scene) -> Description:
     told = summarise(scene)
     return replace(told, groups=tuple(replace(group, colour=None) for group in told.groups))

@@ -54,9 +54,14 @@ def test_a_clip_of_the_mp4_is_right_too():
 def test_a_story_keeps_the_colour_of_its_first_text(seed, held_out):
     story = draw_story(random.Random(seed), held_out)
     pictures = [render(scene, 64) for scene in story.scenes]
-    assert 2 <= len(pictures) <= 4 and judge_story(story.texts, pictures) == [True] * len(pictures)
+    parts = [part for pair in zip(story.texts, pictures, strict=True) for part in pair]
+    assert 2 <= len(pictures) <= 4 and judge_story(parts)
     assert all(word not in text for text in story.texts[1:] for word in (story.scenes[0].objects[0].colour,))
     thing = story.scenes[-1].objects[0]
     wrong = Scene((replace(thing, colour="red" if thing.colour != "red" else "blue"),))
-    assert judge_story(story.texts, [*pictures[:-1], render(wrong, 64)]) == [True] * (len(pictures) - 1) + [False]
-    assert not judge_story(story.texts, [*pictures[:-1], Image.fromarray(np.zeros((64, 64, 3), np.uint8))])[-1]
+    assert not judge_story([*parts[:-1], render(wrong, 64)])
+    assert not judge_story([*parts[:-1], Image.fromarray(np.zeros((64, 64, 3), np.uint8))])
+    for cut in (parts[:2], parts[:-1], [*parts, "a"], [*parts[:-2], "nonsense", parts[-1]], parts[1:], []):
+        assert not judge_story(cut)
+    other = "square" if thing.shape != "square" else "circle"
+    assert not judge_story([*parts[:-2], parts[-2].replace(thing.shape, other), render(Scene((replace(thing, shape=other),)), 64)])

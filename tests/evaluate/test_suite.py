@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from showo2.evaluate.suite import KINDS, Suite, clip_prompts, evaluate, picture_prompts, scene_questions
+from showo2.evaluate.suite import (
+    KINDS,
+    Suite,
+    clip_prompts,
+    evaluate,
+    picture_prompts,
+    scene_questions,
+    story_beginnings,
+)
 from showo2.tiny.moving import DIRECTIONS, Motion, motion_is_held_out, parse_motion
 from showo2.tiny.questions import questions
 from showo2.tiny.render import render
@@ -49,6 +57,16 @@ class Painter:
             moved.append([render(motion.at(frame / 24), 64) for frame in range(17)])
         return moved
 
+    def stories(self, histories, guidance, points, seed, *, batch, on_batch):
+        return [self.story(text, parse(text).groups[0]) for text in histories]
+
+    def story(self, beginning, thing):
+        second = f"{thing.shape} at the bottom"
+        return [self.drawn(beginning), f"a {second}", self.drawn(f"a {thing.colour} {second}")]
+
+    def drawn(self, prompt):
+        return render(scene_of(prompt), 64)
+
     def answer(self, images, questions, max_new_tokens, *, batch):
         return [self.key[question, image.tobytes()] for question, image in zip(questions, images, strict=True)]
 
@@ -66,6 +84,11 @@ class Careless(Painter):
         clips = super().video(prompts, guidance, points, seed, batch=batch, on_batch=on_batch)
         return [clip[:1] * len(clip) if " moves to the left" in prompt else clip
                 for prompt, clip in zip(prompts, clips, strict=True)]
+
+    def stories(self, histories, guidance, points, seed, *, batch, on_batch):
+        """Begins well, but forgets the colour."""
+        stories = super().stories(histories, guidance, points, seed, batch=batch, on_batch=on_batch)
+        return [[picture, text, self.drawn(f"a red {text[2:]}")] for picture, text, _ in stories]
 
     def answer(self, images, questions, max_new_tokens, *, batch):
         return ["Two."] * len(questions)
@@ -133,3 +156,14 @@ def test_clips_are_drawn_on_demand_and_judged_by_direction():
     assert report.scores["clip"] == {"left": 0.0, "right": 1.0, "top": 1.0, "bottom": 1.0, "score": 0.75}
     assert len(report.details["clips"]) == 8
     assert "clip" not in evaluate(Painter(suite), Suite(pictures=1, questions=1)).scores
+
+
+def test_stories_are_told_on_demand_and_judged_whole():
+    suite = Suite(pictures=1, questions=1, stories=30)
+    beginnings = [text for _, text in story_beginnings(suite)]
+    assert len(set(beginnings)) == 30 and all(map(is_held_out, beginnings))
+    report = evaluate(Painter(suite), suite)
+    assert report.scores["story"]["score"] == 1.0 and report.stories[0].image.size == (128, 64)
+    careless = evaluate(Careless(suite), suite).stories
+    assert [story.right for story in careless] == [" red " in story.prompt for story in careless]
+    assert "story" not in evaluate(Painter(suite), Suite(pictures=1, questions=1)).scores

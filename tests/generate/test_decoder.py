@@ -43,5 +43,5 @@ def test_rows_stop_at_their_own_end(model):
     heard: dict[int, list[int]] = {}
     special = SpecialTokens(280, end, *range(282, 289))
     stopped = greedy(model, special, asked, 8, lambda row, token: heard.setdefault(row, []).append(token))
-    assert stopped == [ids[:ids.index(end)] if end in ids else ids for ids in free]
-    assert [heard.get(row, []) for row in range(len(asked))] == stopped
+    assert stopped == [ids[:ids.index(end) + 1] if end in ids else ids for ids in free]
+    assert [heard.get(row, []) for row in range(len(asked))] == [[i for i in ids if i != end] for ids in stopped]

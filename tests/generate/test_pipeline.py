@@ -47,6 +47,33 @@ def test_a_clip_is_its_frames(pipeline):
         pipeline.video("a red circle moves to the left", frames=16)
 
 
+def test_a_clip_begins_with_its_picture(pipeline, photos):
+    clip = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=3, frames=9)
+    assert len(clip) == 9
+    begun = levels(pipeline.decode(pipeline.encode([photos[1]]))[0])
+    assert abs(levels(clip[:1]) - begun).max() <= 1
+    other = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=4, frames=9)
+    assert abs(levels(other[:1]) - begun).max() <= 1 and abs(levels(other[1:]) - levels(clip[1:])).max() > 1
+
+
+def test_stories_do_not_depend_on_the_batch(pipeline, photos):
+    histories = ["a red circle", ["two squares", photos[0], "and then"], [photos[1]]]
+    together = pipeline.stories(histories, 4.0, 3, seed=3, pictures=2, max_new_tokens=5)
+    assert len(together) == 3 and all(story for story in together)
+    assert together == pipeline.stories(histories, 4.0, 3, seed=3, pictures=2, max_new_tokens=5, batch=1)
+    assert together[0] == pipeline.story("a red circle", 4.0, 3, seed=3, pictures=2, max_new_tokens=5)
+    with pytest.raises(ValueError, match="pictures=0"):
+        pipeline.story("a red circle", pictures=0)
+
+
+def test_a_question_about_a_clip(pipeline, photos):
+    answers = pipeline.answer([photos[0], photos * 3, photos[:1] * 5], ["what?"] * 3, 8)
+    assert len(answers) == 3 and answers[0] == pipeline.answer(photos[0], "what?", 8)[0]
+    assert answers[1] == pipeline.answer([photos * 3], ["what?"], 8)[0]
+    with pytest.raises(ValueError, match="frames=3: use 1 more than a multiple of 4"):
+        pipeline.answer([photos], ["what?"])
+
+
 def test_another_size(pipeline):
     assert pipeline.image("a red circle", 4.0, 3, size=96)[0].size == (96, 96)
 

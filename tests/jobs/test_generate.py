@@ -69,6 +69,20 @@ def test_a_sheet_shows_all_pictures(request_):
         assert image.size[0] > 5 * 128
 
 
+def test_stories_stand_in_a_row_with_their_texts(request_):
+    stories = Generate(**{**vars(request_), "story": 2})
+    manifest = generate(stories)
+    assert len(manifest["files"]) == 5 and manifest["request"]["story"] == 2
+    with Image.open(Path(request_.out) / "00002.png") as image:
+        texts = json.loads(image.text["story"])
+        assert image.text["prompt"] == PROMPTS[2] and texts[0].startswith(PROMPTS[2])
+        assert image.width >= len(texts) * 128
+    assert generate(stories) == manifest
+    for option in ({"frames": 5}, {"size": 64}, {"sheet": True}):
+        with pytest.raises(ValueError, match="--story goes with no --frames, --size or --sheet"):
+            generate(Generate(**{**vars(stories), **option}))
+
+
 def test_clips_are_movies_that_carry_their_prompts(request_):
     clips = Generate(**{**vars(request_), "frames": 5, "sheet": True})
     manifest = generate(clips)

@@ -22,6 +22,7 @@ from showo2.model.model import flow_loss
 from showo2.model.semantic import SemanticLayers, distillation_loss, pool_frames
 from showo2.sequence import (
     IGNORE,
+    Document,
     Media,
     Text,
     length,
@@ -272,10 +273,10 @@ def test_vae(vae: WanVAE, scenario: str):
     close(vae.decode(golden[f"{scenario}.z_official"]), golden[f"{scenario}.decoded"], VAE)
 
 
-def prompts(g: dict[str, torch.Tensor], count: int) -> list[list[int]]:
-    """The prompts' ids of the first rows: what stands between [BOS] and [BOI] (or [BOV])."""
+def prompts(g: dict[str, torch.Tensor], count: int) -> list[Document]:
+    """The prompts of the first rows: what stands before [BOI] (or [BOV])."""
     offsets = g["modality_positions"][:count, 0, 0].tolist()
-    return [row[1:offset - 1].tolist() for row, offset in zip(g["text_tokens"], offsets, strict=False)]
+    return [[Text(row[:offset - 1].tolist())] for row, offset in zip(g["text_tokens"], offsets, strict=False)]
 
 
 @pytest.mark.parametrize("name", scenarios("e_*", "f_*"))
@@ -294,9 +295,10 @@ def test_sampling(name: str):
 def test_velocity(name: str):
     expected, g = read(name)
     model, z = load_model(name).eval(), as_clips(g["z"])
-    texts = prompts(g, len(z))
+    special = special_ids(expected["config"]["special_ids"])
+    nothing: list[Document] = [[Text([special.bos])]] * len(z)
     with torch.no_grad():
-        velocity = Velocity(model, special_ids(expected["config"]["special_ids"]), [*texts, *[[]] * len(texts)], tuple(z.shape[2:]))
+        velocity = Velocity(model, special, [*prompts(g, len(z)), *nothing], tuple(z.shape[2:]))
         if "v_raw" in g:
             raw = velocity(z, g["t"][0])
             close(raw, g["v_raw"], ACTIVATION)
@@ -337,7 +339,7 @@ def test_mixed_modal_text(name: str, key: str, t: float | None):
 
 def until_stop(ids: list[int], special: SpecialTokens) -> list[int]:
     stops = [i for i, token in enumerate(ids) if token in (special.eos, special.boi)]
-    return ids[:stops[0]] if stops else ids
+    return ids[:stops[0] + 1] if stops else ids
 
 
 @pytest.mark.parametrize("name", scenarios("d_mixed_modal_*"))
