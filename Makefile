@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/python -m jobs.demo --out $(OUT)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench: install
 	mkdir -p runs/bench

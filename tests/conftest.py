@@ -20,8 +20,17 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests without Ray first: they are quick, and fail early."""
-    items.sort(key=lambda item: bool({"ray_session", "cluster"} & set(getattr(item, "fixturenames", ()))))
+    """Tests without Ray first: they are quick, and fail early.
+
+    Of two processes (`make test`), one runs all that need Ray, on one cluster, and a file's other tests stay together.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if _needs_ray(item) else str(item.path)))
+    items.sort(key=_needs_ray)
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return bool({"ray_session", "cluster"} & set(getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(scope="session")

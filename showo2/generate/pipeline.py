@@ -115,38 +115,6 @@ class Showo2Pipeline:
                 on_batch(len(rows))
         return stories
 
-    def _segments(self, history: str | Sequence[Told]) -> list[Segment]:
-        history = [history] if isinstance(history, str) else history
-        return [self.tokenizer.encode(part) if isinstance(part, str) else self._media([part])[0] for part in history]
-
-    def _shown(self, segment: Segment) -> Told:
-        if isinstance(segment, Media):
-            return self.decode(segment.latents[None].to(self.device))[0][0]
-        return self.tokenizer.decode(segment).strip()
-
-    def _shape(self, latent_frames: int, size: int | None) -> tuple[int, int, int, int]:
-        """(C, T, h, w) of latents of so many frames and a side of `size` pixels."""
-        size = self.model.config.size if size is None else size
-        if size <= 0 or size % (SPATIAL * PATCH):
-            raise ValueError(f"size={size}: use a positive multiple of {SPATIAL * PATCH} pixels")
-        return CHANNELS, latent_frames, size // SPATIAL, size // SPATIAL
-
-    def _drawn(self, prompts: str | Sequence[str], shape: tuple[int, int, int, int], sampling: Sampling, seed: int,
-               batch: int, first: int, on_batch: Callable[[int], None] | None,
-               held: Tensor | None = None) -> Iterator[list[Image.Image]]:
-        """The frames of each prompt's clip; `held`: latents (C, T, h, w) that it begins with."""
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        special = self.tokenizer.special
-        for rows in _batches(len(prompts), batch):
-            noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
-            frames = 0 if held is None else held.shape[1]
-            if held is not None:
-                noise[:, :, :frames] = held
-            documents: list[Document] = [[Text([special.bos, *self.tokenizer.encode(prompts[i])])] for i in rows]
-            yield from self.decode(sample(self.model, special, documents, noise, sampling, frames))
-            if on_batch is not None:
-                on_batch(len(rows))
-
     def answer(self, images: Image.Image | Sequence[Image.Image | Clip], questions: str | Sequence[str],
                max_new_tokens: int = 64, *, batch: int = 32,
                on_text: Callable[[int, str], None] | None = None) -> list[str]:
@@ -173,6 +141,42 @@ class Showo2Pipeline:
         """Pictures, cropped and resized to the model's size, to latents (n, C, 1, h, w): the normalised mean."""
         return self.vae.encode(self._pixels(images))
 
+    def decode(self, latents: Tensor) -> list[list[Image.Image]]:
+        """Latents (n, C, T, h, w) to the frames of each: 1 + 4 (T - 1)."""
+        return [[to_image(frame) for frame in pixels.unbind(1)] for pixels in self.vae.decode(latents)]
+
+    def _segments(self, history: str | Sequence[Told]) -> list[Segment]:
+        history = [history] if isinstance(history, str) else history
+        return [self.tokenizer.encode(part) if isinstance(part, str) else self._media([part])[0] for part in history]
+
+    def _shown(self, segment: Segment) -> Told:
+        if isinstance(segment, Media):
+            return self.decode(segment.latents[None].to(self.device))[0][0]
+        return self.tokenizer.decode(segment).strip()
+
+    def _shape(self, latent_frames: int, size: int | None) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of latents of so many frames and a side of `size` pixels."""
+        size = self.model.config.size if size is None else size
+        if size <= 0 or size % (SPATIAL * PATCH):
+            raise ValueError(f"size={size}: use a positive multiple of {SPATIAL * PATCH} pixels")
+        return CHANNELS, latent_frames, size // SPATIAL, size // SPATIAL
+
+    def _drawn(self, prompts: str | Sequence[str], shape: tuple[int, int, int, int], sampling: Sampling, seed: int,
+               batch: int, first: int, on_batch: Callable[[int], None] | None,
+               held: Tensor | None = None) -> Iterator[list[Image.Image]]:
+        """The frames of each prompt's clip; `held`: latents (C, T, h, w) that it begins with."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        special = self.tokenizer.special
+        for rows in _batches(len(prompts), batch):
+            noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
+            if held is not None:
+                noise[:, :, :held.shape[1]] = held
+            documents: list[Document] = [[Text([special.bos, *self.tokenizer.encode(prompts[i])])] for i in rows]
+            kept = 0 if held is None else held.shape[1]
+            yield from self.decode(sample(self.model, special, documents, noise, sampling, kept))
+            if on_batch is not None:
+                on_batch(len(rows))
+
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         size = self.model.config.size
         return to_pixels([center_crop_resize(ImageOps.exif_transpose(image), (size, size))[0] for image in images])
@@ -186,10 +190,6 @@ class Showo2Pipeline:
     def _encode_clip(self, frames: Clip) -> Tensor:
         _latent_frames(len(frames))
         return self.vae.encode(self._pixels(frames).transpose(0, 2))[0].cpu()
-
-    def decode(self, latents: Tensor) -> list[list[Image.Image]]:
-        """Latents (n, C, T, h, w) to the frames of each: 1 + 4 (T - 1)."""
-        return [[to_image(frame) for frame in pixels.unbind(1)] for pixels in self.vae.decode(latents)]
 
 
 def _latent_frames(frames: int) -> int:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -15,10 +16,10 @@ from jobs import train, watch
 from jobs.generate import Generate, generate
 from showo2.store import Place
 from showo2.tiny import resolve
-from showo2.train.checkpoint import committed
+from showo2.train.checkpoint import committed, step_of
 from showo2.train.meters import METRICS, last
 from tests.s3 import store
-from tests.train.small import small_dataset, small_parts, small_recipe
+from tests.train.small import small_dataset, small_parts, small_recipe, story
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +42,41 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.mark.timeout(300)
-def test_ray_workers_are_stopped_by_a_note_and_another_machine_goes_on(bucket, tmp_path, monkeypatch):
+def test_ray_workers_survive_the_death_of_one_and_a_note_and_another_machine_goes_on(bucket, tmp_path, monkeypatch):
     parts, out = small_parts(tmp_path / "parts"), "s3://training/runs/one"
-    options = ["tiny-distill", "--data", "s3://training/data", "--out", out, "--model.llm", parts.llm, "--model.siglip",
-               parts.siglip, "--mixture.0.samples", "4", "--log-every", "1", "--checkpoint-every", "1000"]
-    job = subprocess.Popen([sys.executable, "-m", "jobs.train", *options, "--workers", "2", "--steps", "100000"],
+    options = ["tiny-distill", "--data", "s3://training/data", "--model.llm", parts.llm, "--model.siglip", parts.siglip,
+               "--mixture.0.samples", "4", "--log-every", "1", "--checkpoint-every", "20", "--schedule", "constant",
+               "--noised-steps", "0"]
+    job = subprocess.Popen([sys.executable, "-m", "jobs.train", *options, "--out", out, "--workers", "2", "--steps", "100000"],
                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while last(f"{out}/{METRICS}") is None:
-        assert job.poll() is None, job.communicate()[1]
-        time.sleep(0.2)
+    first = checkpoint_after(job, out, 0)
+    worker = next(process for process in psutil.Process(job.pid).children(recursive=True)
+                  if "RayTrainWorker" in " ".join(process.cmdline()))
+    worker.kill()
+    checkpoint_after(job, out, max(first, step_of(committed(f"{out}/checkpoints")[0].name)))
     job.send_signal(signal.SIGTERM)
     _, told = job.communicate(timeout=120)
     assert job.returncode == 128 + signal.SIGTERM, told
     done = last(f"{out}/{METRICS}")["step"]
-    assert [folder.name for folder in committed(f"{out}/checkpoints")] == [f"step_{done:08d}"]
+    assert committed(f"{out}/checkpoints")[0].name == f"step_{done:08d}"
     assert json.loads(Place(f"{out}/outcome.json").read()) == {"outcome": "stopped", "error": ""}
     monkeypatch.setenv("SHOWO2_CACHE", str(tmp_path / "another"))
-    train.main([*options, "--workers", "0", "--steps", str(done + 2)])
-    assert last(f"{out}/{METRICS}")["step"] == done + 2
+    train.main([*options, "--out", out, "--workers", "0", "--steps", str(done + 2)])
     assert Place(f"{out}/export/training.json").exists()
+    train.main([*options, "--out", str(tmp_path / "alone"), "--workers", "0", "--steps", str(done + 2)])
+    (tmp_path / METRICS).write_bytes(Place(f"{out}/{METRICS}").read() or b"")
+    mine, theirs = story(tmp_path), story(tmp_path / "alone")
+    assert len(mine) == done + 2
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def checkpoint_after(job: subprocess.Popen, out: str, step: int) -> int:
+    """Wait for a checkpoint later than `step`; its step."""
+    while (newest := max((step_of(folder.name) for folder in committed(f"{out}/checkpoints")), default=0)) <= step:
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.1)
+    return newest
 
 
 def test_a_chain_hands_over_and_its_pictures_are_drawn(bucket, tmp_path):
