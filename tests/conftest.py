@@ -7,7 +7,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
     AWS_EC2_METADATA_DISABLED="true",
-    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30",
 )
 os.environ.pop("RAY_ADDRESS", None)
 
