@@ -41,7 +41,7 @@ def machine(tmp_path, monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ray_workers_survive_the_death_of_one_and_a_note_and_another_machine_goes_on(bucket, tmp_path, monkeypatch):
     parts, out = small_parts(tmp_path / "parts"), "s3://training/runs/one"
     options = ["tiny-distill", "--data", "s3://training/data", "--model.llm", parts.llm, "--model.siglip", parts.siglip,
