@@ -46,6 +46,11 @@ class Media:
             raise ValueError(f"latents of shape {tuple(self.latents.shape)}: expected (C, T, h, w), h and w even")
 
     @property
+    def video(self) -> bool:
+        """Whether it has several latent frames."""
+        return self.latents.shape[1] > 1
+
+    @property
     def tokens(self) -> int:
         """Length of the visual span, its time token included."""
         _, t, h, w = self.latents.shape
@@ -60,25 +65,24 @@ def length(document: Document) -> int:
     return sum(len(part.ids) if isinstance(part, Text) else part.tokens for part in document)
 
 
-def _brackets(special: SpecialTokens, media: Media) -> tuple[int, int]:
-    video = media.latents.shape[1] > 1
+def _brackets(special: SpecialTokens, video: bool) -> tuple[int, int]:
     return (special.bov, special.eov) if video else (special.boi, special.eoi)
 
 
 def opened(special: SpecialTokens, document: Document, video: bool) -> Document:
     """What stands before a picture or a video that follows `document`."""
-    return [*document, Text([special.bov if video else special.boi])]
+    return [*document, Text([_brackets(special, video)[0]])]
 
 
 def text_to_image(special: SpecialTokens, caption: list[int], media: Media) -> Document:
     """Generation: [BOS] caption [BOI] image [EOI] [EOS], no text target; an empty caption is the null condition."""
-    opening, closing = _brackets(special, media)
+    opening, closing = _brackets(special, media.video)
     return [Text([special.bos, *caption, opening]), media, Text([closing, special.eos])]
 
 
 def captioning(special: SpecialTokens, media: Media, caption: list[int]) -> Document:
     """Understanding of a pair: [BOS] [BOI] image [EOI] caption [EOS], all text supervised."""
-    opening, closing = _brackets(special, media)
+    opening, closing = _brackets(special, media.video)
     return [Text([special.bos, opening], True), media, Text([closing, *caption, special.eos], True)]
 
 
@@ -90,7 +94,7 @@ def interleaved(special: SpecialTokens, segments: Sequence[list[int] | Media], f
     parts: list[Text | Media] = [Text([special.bos], True), Text(list(flag))]
     for segment in segments:
         if isinstance(segment, Media):
-            opening, closing = _brackets(special, segment)
+            opening, closing = _brackets(special, segment.video)
             parts += [Text([opening], True), segment, Text([closing], True)]
         else:
             parts.append(Text(segment, True))
@@ -122,7 +126,7 @@ def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], media: Me
             if chat:
                 parts.append(Text([special.bos, *encode("user\n")]))
             if media is not None and i == 0:
-                opening, closing = _brackets(special, media)
+                opening, closing = _brackets(special, media.video)
                 parts += [Text([opening]), media, Text([closing, *newline])]
             ending = [special.eos, *newline, special.bos, *encode("assistant\n")] if chat else []
             if style == "pretrain" and media is not None and i == 0:
@@ -236,8 +240,7 @@ def pack(rows: Sequence[Sequence[Document]], context: int, special: SpecialToken
                             part.ids[first - column:], dtype=torch.int64)
                     column += len(part.ids)
                 else:
-                    video = part.latents.shape[1] > 1
-                    ids[r, column:column + part.tokens] = special.video_pad if video else special.image_pad
+                    ids[r, column:column + part.tokens] = special.video_pad if part.video else special.image_pad
                     media.append(_Placed(part, r, column))
                     column += part.tokens
             end = max((m.column + m.media.tokens for m in media if m.media.target), default=start)

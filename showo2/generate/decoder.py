@@ -48,3 +48,8 @@ def greedy(model: Showo2, special: SpecialTokens, documents: Sequence[Document],
         mask = dense_mask(doc, span, slice(-1, None))
         last = model.language(model.embed_text(tokens[:, None]), mask, position + step, cache)[:, 0]
     return answers
+
+
+def without_end(special: SpecialTokens, ids: list[int]) -> list[int]:
+    """`ids` as `greedy` makes them, without the [EOS] or [BOI] at their end."""
+    return ids[:-1] if ids and ids[-1] in (special.eos, special.boi) else ids

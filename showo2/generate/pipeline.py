@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from showo2.flow import PATCH
-from showo2.generate.decoder import greedy
+from showo2.generate.decoder import greedy, without_end
 from showo2.generate.sampler import Sampling, sample, start_noise
 from showo2.generate.story import Segment, tell
 from showo2.model import Showo2
@@ -134,7 +134,7 @@ class Showo2Pipeline:
                          for i, media in zip(rows, shown, strict=True)]
             stream = None if on_text is None else _Stream(self.tokenizer, rows.start, on_text)
             ids = greedy(self.model, self.tokenizer.special, documents, max_new_tokens, stream)
-            answers += [self.tokenizer.decode(row).strip() for row in ids]
+            answers += [self.tokenizer.decode(without_end(self.tokenizer.special, row)).strip() for row in ids]
         return answers
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from showo2.generate.decoder import greedy
+from showo2.generate.decoder import greedy, without_end
 from showo2.generate.sampler import Sampling, sample
 from showo2.model import Showo2
 from showo2.sequence import Document, Media, interleaved
@@ -34,8 +34,7 @@ def tell(model: Showo2, special: SpecialTokens, histories: Sequence[Sequence[Seg
     for number in range(pictures):
         drawing = []
         for i, ids in zip(running, greedy(model, special, so_far(running), max_new_tokens), strict=True):
-            ended = ids[-1] in (special.boi, special.eos)
-            if text := ids[:-1] if ended else ids:
+            if text := without_end(special, ids):
                 told[i].append(text)
             if ids[-1] == special.boi:
                 drawing.append(i)

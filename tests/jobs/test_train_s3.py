@@ -53,7 +53,8 @@ def test_ray_workers_survive_the_death_of_one_and_a_note_and_another_machine_goe
     worker = next(process for process in psutil.Process(job.pid).children(recursive=True)
                   if "RayTrainWorker" in " ".join(process.cmdline()))
     worker.kill()
-    checkpoint_after(job, out, max(first, step_of(committed(f"{out}/checkpoints")[0].name)))
+    # One checkpoint may have been on its way when the worker died; the one behind it is the new group's.
+    checkpoint_after(job, out, 20 + max(first, step_of(committed(f"{out}/checkpoints")[0].name)))
     job.send_signal(signal.SIGTERM)
     _, told = job.communicate(timeout=120)
     assert job.returncode == 128 + signal.SIGTERM, told
