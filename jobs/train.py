@@ -111,6 +111,7 @@ def _run_on_ray(config: Train) -> str:
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    from jobs._elastic import Elastic
     from jobs._ray import connect, is_private
 
     class Quiet(TorchTrainer):
@@ -130,7 +131,8 @@ def _run_on_ray(config: Train) -> str:
         _ray_worker, train_loop_config={"config": config},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
-        run_config=RunConfig(name="ray", storage_path=config.out, failure_config=FailureConfig(max_failures=3)))
+        run_config=RunConfig(name="ray", storage_path=config.out, failure_config=FailureConfig(max_failures=3),
+                             callbacks=[Elastic(config.out)]))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
     with _signals(lambda: note.write(b"")), _following(config), ThreadPoolExecutor(1) as pool:
         pool.submit(trainer.fit).result()
@@ -144,14 +146,16 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     """One worker of Ray Train. What trying again cannot mend is told in the outcome, and ends the run for good."""
     import ray.train
 
+    from jobs._elastic import requests
+
     config = loop["config"]
     torch.set_num_threads(config.cpus)
     workers = join(config.device)
     stop = _noted(Place(config.out) / STOP) if workers.first else lambda: False
     outcome, error = "failed", ""
     try:
-        notices = _notices() if workers.first else lambda: False
-        run = _trainer(config, workers, stop, ray.train.report, notices)
+        asked = requests() if workers.first else lambda: False
+        run = _trainer(config, workers, stop, ray.train.report, asked)
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:
         if workers.world > 1 and isinstance(caught, ShardError):
@@ -175,25 +179,6 @@ def _noted(note: Place, every_s: float = 2.0) -> Callable[[], bool]:
 
     threading.Thread(target=look, daemon=True).start()
     return found.is_set
-
-
-def _notices() -> Callable[[], bool]:
-    """Whether Ray has just announced that a worker's node will be taken away: once for each notice, on the first worker.
-
-    `ray.train.get_preemption_info` is a barrier of all workers, too slow for every step; what it asks is not.
-    """
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    context, told = get_train_context().preemption_context, set[int]()
-
-    def ask() -> bool:
-        notice = context.preemption_info
-        if notice is None or notice.deadline_ms in told:
-            return False
-        told.add(notice.deadline_ms)
-        return True
-
-    return ask
 
 
 def _trainer(config: Train, workers: Workers, stop: Any, report: Any = lambda facts: None,

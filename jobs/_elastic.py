@@ -1,0 +1,89 @@
+"""What Ray Train leaves open where workers come and go: a checkpoint before they do, and a fresh look at what is left.
+
+Ray stops all workers to go on with another number of them. Where nodes joined, it does so between any two steps, and what
+was trained since the last checkpoint would be trained again. Where one is lost, it plans with a view of the cluster that
+is up to 20 s old, and then waits a minute for workers that cannot start.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller.state import ResizingState
+
+from showo2.store import Place
+from showo2.train.checkpoint import committed
+
+LONGEST_SAVE_S = 600.0
+"""A checkpoint that takes longer does not hold Ray back any further."""
+LONGEST_FAREWELL_S = 30.0
+"""What a node that was to be taken away may stay beyond the lost worker that told of it."""
+
+_asked = threading.Event()
+
+
+class Elastic(ControllerCallback, WorkerGroupCallback):
+    """Held by Ray Train's controller, for the run in the folder or at the URL `out`."""
+
+    def __init__(self, out: str):
+        self.checkpoints = Place(out) / "checkpoints"
+        self.group: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Remember the workers of now."""
+        self.group = worker_group
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Save before all workers are stopped for another number of them."""
+        if not isinstance(current_state, ResizingState):
+            return
+        try:
+            ray.get(self.group.execute_single_async(0, save, self.checkpoints), timeout=LONGEST_SAVE_S)
+        except (ray.exceptions.RayError, ValueError) as error:
+            warnings.warn(f"no checkpoint before the number of workers changes: {error}", stacklevel=1)
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Let the nodes go whose end was announced, and have Ray count those that are left."""
+        end = time.monotonic() + LONGEST_FAREWELL_S
+        while ray._private.state.state.get_draining_nodes() and time.monotonic() < end:
+            time.sleep(0.5)
+        coordinator = get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.get_reserved_resources.remote("showo2", recompute=True), timeout=LONGEST_FAREWELL_S)
+
+
+def save(checkpoints: Place) -> None:
+    """On the first worker, beside the thread that trains: ask for a checkpoint, and wait until it is committed."""
+    before = committed(checkpoints)[:1]
+    _asked.set()
+    while committed(checkpoints)[:1] == before:
+        time.sleep(0.2)
+
+
+def requests() -> Callable[[], bool]:
+    """Whether a checkpoint has just been asked for, by `save` or by a notice of Ray that a worker's node will be taken away.
+
+    Says so once for each. `ray.train.get_preemption_info` is a barrier of all workers, too slow for every step; what it
+    asks is not.
+    """
+    context, told = get_train_context().preemption_context, set[int]()
+
+    def ask() -> bool:
+        notice = context.preemption_info
+        if notice is not None and notice.deadline_ms not in told:
+            told.add(notice.deadline_ms)
+            return True
+        asked = _asked.is_set()
+        _asked.clear()
+        return asked
+
+    return ask
