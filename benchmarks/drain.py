@@ -30,7 +30,7 @@ from jobs._ray import connect
 from jobs.demo import Demo, curate_world, encode_world, make_world
 from jobs.train import Train, train
 from showo2 import recipes
-from showo2.train.checkpoint import committed, step_of
+from showo2.train.checkpoint import committed, newest_step
 from showo2.train.goodput import FILE
 from showo2.train.meters import METRICS, read
 
@@ -96,10 +96,10 @@ def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) ->
     if not accepted:
         seen.failed.append(f"Ray refused to drain the node: {why}")
         return
-    before = committed(out / "checkpoints")[:1]
-    while committed(out / "checkpoints")[:1] == before:
+    before = newest_step(out / "checkpoints")
+    while newest_step(out / "checkpoints") == before:
         time.sleep(0.05)
-    seen.saved_s, seen.saved = time.time() - told, step_of(committed(out / "checkpoints")[0].name)
+    seen.saved_s, seen.saved = time.time() - told, newest_step(out / "checkpoints")
     time.sleep(max(0.0, told + notice - time.time()))
     seen.reached = last_step(out)
     node.kill_all_processes(check_alive=False, allow_graceful=False)

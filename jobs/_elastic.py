@@ -18,11 +18,10 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
 from showo2.store import Place
-from showo2.train.checkpoint import committed
+from showo2.train.checkpoint import newest_step
 
 LONGEST_SAVE_S = 600.0
 """A checkpoint that takes longer does not hold Ray back any further."""
@@ -63,19 +62,19 @@ class Elastic(ControllerCallback, WorkerGroupCallback):
 
 def save(checkpoints: Place) -> None:
     """On the first worker, beside the thread that trains: ask for a checkpoint, and wait until it is committed."""
-    before = committed(checkpoints)[:1]
+    before = newest_step(checkpoints)
     _asked.set()
-    while committed(checkpoints)[:1] == before:
+    while newest_step(checkpoints) == before:
         time.sleep(0.2)
 
 
-def requests() -> Callable[[], bool]:
-    """Whether a checkpoint has just been asked for, by `save` or by a notice of Ray that a worker's node will be taken away.
+def requests(context: Any) -> Callable[[], bool]:
+    """Whether a checkpoint has just been asked for, by `save` or by a notice that a worker's node will be taken away.
 
-    Says so once for each. `ray.train.get_preemption_info` is a barrier of all workers, too slow for every step; what it
-    asks is not.
+    Says so once for each. context: a worker's `preemption_context`, where Ray puts its notices.
+    `ray.train.get_preemption_info`, which asks the same, is a barrier of all workers, too slow for every step.
     """
-    context, told = get_train_context().preemption_context, set[int]()
+    told = set[int]()
 
     def ask() -> bool:
         notice = context.preemption_info

@@ -145,6 +145,7 @@ def _run_on_ray(config: Train) -> str:
 def _ray_worker(loop: dict[str, Train]) -> None:
     """One worker of Ray Train. What trying again cannot mend is told in the outcome, and ends the run for good."""
     import ray.train
+    from ray.train.v2._internal.execution.context import get_train_context
 
     from jobs._elastic import requests
 
@@ -154,7 +155,7 @@ def _ray_worker(loop: dict[str, Train]) -> None:
     stop = _noted(Place(config.out) / STOP) if workers.first else lambda: False
     outcome, error = "failed", ""
     try:
-        asked = requests() if workers.first else lambda: False
+        asked = requests(get_train_context().preemption_context) if workers.first else lambda: False
         run = _trainer(config, workers, stop, ray.train.report, asked)
         outcome = run.run()
     except (ValueError, ShardError, Diverged) as caught:

@@ -144,6 +144,11 @@ def committed(folder: Where) -> list[Place]:
     return [place / name for name in names if (place / name / MARKER).exists()]
 
 
+def newest_step(folder: Where) -> int:
+    """The step of the newest checkpoint under `folder` that has a commit marker; 0 where there is none."""
+    return step_of(found[0].name) if (found := committed(folder)) else 0
+
+
 def step_of(name: str) -> int:
     """The step of a checkpoint's folder, from its name."""
     return int(name.removeprefix("step_"))

@@ -16,7 +16,7 @@ from jobs import train, watch
 from jobs.generate import Generate, generate
 from showo2.store import Place
 from showo2.tiny import resolve
-from showo2.train.checkpoint import committed, step_of
+from showo2.train.checkpoint import newest_step
 from showo2.train.meters import METRICS, last
 from tests.s3 import store
 from tests.train.small import small_dataset, small_parts, small_recipe, story
@@ -54,12 +54,12 @@ def test_ray_workers_survive_the_death_of_one_and_a_note_and_another_machine_goe
                   if "RayTrainWorker" in " ".join(process.cmdline()))
     worker.kill()
     # One checkpoint may have been on its way when the worker died; the one behind it is the new group's.
-    checkpoint_after(job, out, 20 + max(first, step_of(committed(f"{out}/checkpoints")[0].name)))
+    checkpoint_after(job, out, 20 + max(first, newest_step(f"{out}/checkpoints")))
     job.send_signal(signal.SIGTERM)
     _, told = job.communicate(timeout=120)
     assert job.returncode == 128 + signal.SIGTERM, told
     done = last(f"{out}/{METRICS}")["step"]
-    assert committed(f"{out}/checkpoints")[0].name == f"step_{done:08d}"
+    assert newest_step(f"{out}/checkpoints") == done
     assert json.loads(Place(f"{out}/outcome.json").read()) == {"outcome": "stopped", "error": ""}
     monkeypatch.setenv("SHOWO2_CACHE", str(tmp_path / "another"))
     train.main([*options, "--out", out, "--workers", "0", "--steps", str(done + 2)])
@@ -74,7 +74,7 @@ def test_ray_workers_survive_the_death_of_one_and_a_note_and_another_machine_goe
 
 def checkpoint_after(job: subprocess.Popen, out: str, step: int) -> int:
     """Wait for a checkpoint later than `step`; its step."""
-    while (newest := max((step_of(folder.name) for folder in committed(f"{out}/checkpoints")), default=0)) <= step:
+    while (newest := newest_step(f"{out}/checkpoints")) <= step:
         assert job.poll() is None, job.communicate()[1]
         time.sleep(0.1)
     return newest
