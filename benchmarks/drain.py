@@ -80,12 +80,17 @@ def last_step(out: Path) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
+def workers(out: Path) -> int:
+    """How many train now, or were the last to."""
+    return json.loads((out / "config.json").read_text())["workers"]
+
+
 def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) -> None:
-    """The notice once three workers train, the node's end when its time has come, and the first new step after that.
+    """The notice once three workers train, the node's end when its time has come, and the moment when the run is past the step it had reached.
 
     Ray may begin with two, and grow a minute later, from a checkpoint that it asks for then.
     """
-    while not last_step(out) or json.loads((out / "config.json").read_text())["workers"] != 3:
+    while not last_step(out) or workers(out) != 3:
         time.sleep(0.1)
     seen.grown = last_step(out)
     while last_step(out) < seen.grown + 40:
@@ -104,7 +109,7 @@ def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) ->
     seen.reached = last_step(out)
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     gone = time.time()
-    while last_step(out) <= seen.reached:
+    while workers(out) != 2 or last_step(out) <= seen.reached:
         time.sleep(0.1)
     seen.back_s = time.time() - gone
 
@@ -127,17 +132,17 @@ def run(options: Options) -> Report:
             taker.join(timeout=10)
         facts: list[dict[str, Any]] = [json.loads((place / "facts.json").read() or b"{}")
                                        for place in committed(out / "checkpoints")]
-        workers = {saved["step"]: saved["world"] for saved in facts}
+        worlds = {saved["step"]: saved["world"] for saved in facts}
         lost = json.loads((out / FILE).read_text())["lost"]
     if seen.failed:
         raise SystemExit(seen.failed[0])
     rows = [Row("step at which three workers began", seen.grown, ""),
             Row("from the notice to the checkpoint", seen.saved_s, "s"), Row("saved step", seen.saved, ""),
             Row("step reached when the node was gone", seen.reached, ""),
-            Row("from the node's end to the next new step", seen.back_s, "s"),
+            Row("from the node's end until it is past that step", seen.back_s, "s"),
             Row("in which no process trained", lost["down"], "s"), Row("spent on steps made twice", lost["redo"], "s")]  # fmt: skip
-    aims = [Aim("the run finished", outcome == "finished", "==", 1), Aim("workers before", workers[seen.saved], "==", 3),
-            Aim("workers after", workers[options.steps], "==", 2),
+    aims = [Aim("the run finished", outcome == "finished", "==", 1), Aim("workers before", worlds[seen.saved], "==", 3),
+            Aim("workers after", worlds[options.steps], "==", 2),
             Aim("seconds from notice to checkpoint", seen.saved_s, "<=", options.notice)]  # fmt: skip
     return Report("drain", rows, aims)
 

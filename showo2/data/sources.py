@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from showo2.shards.manifest import bucket_name
 from showo2.shards.remote import Prefetch
 from showo2.vae import CHANNELS
 
-# Rows that one thread reads at a time: the interpreter is free while bytes are copied and hashed.
+# The fewest rows that are worth a thread: the interpreter is free while bytes are copied and hashed.
 _SLICE = 16
+# Blocks of memory that are kept for the next rows.
+_SPARE = 4
 
 
 class Source:
@@ -53,12 +56,13 @@ class Source:
         self._lock = threading.Lock()
         self._order: tuple[int, Windows] | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._blocks = _Blocks()
         self._fetch = Prefetch()
         self._fetched: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Open files and threads stay behind."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock", "_order", "_pool", "_fetch")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock", "_order", "_pool", "_blocks", "_fetch")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -113,16 +117,19 @@ class Source:
             return [row for one in located for row in self._latents([one])]
         # One block for all rows: the kernel gives large ones in few pages.
         size = located[0][0].row_bytes // 2
-        block = _block(len(located) * size)
+        block = self._blocks.take(len(located) * size)
         data = block.view(len(located), size).numpy()
-        parts = [(data[n:n + _SLICE].view(np.uint8), located[n:n + _SLICE]) for n in range(0, len(located), _SLICE)]
-        if self.threads > 1 and len(parts) > 1:
-            self._pool = self._pool or ThreadPoolExecutor(self.threads, "shards")
-            damaged = list(self._pool.map(_fill, parts))
+        # Few large parts, one of them this thread's: to wake another takes as long as to read some rows.
+        share = max(_SLICE, -(-len(located) // self.threads))
+        parts = [(data[n:n + share].view(np.uint8), located[n:n + share]) for n in range(0, len(located), share)]
+        if len(parts) > 1:
+            self._pool = self._pool or ThreadPoolExecutor(self.threads - 1, "shards")
+            others = self._pool.map(_fill, parts[1:])
+            damaged = [_fill(parts[0]), *others]
         else:
             damaged = [_fill(part) for part in parts]
         rows = block.view(len(located), *shapes.pop()).unbind()
-        lost = {n * _SLICE + i: damage for n, part in enumerate(damaged) for i, damage in part.items()}
+        lost = {n * share + i: damage for n, part in enumerate(damaged) for i, damage in part.items()}
         return [lost.get(n, row) for n, row in enumerate(rows)] if lost else list(rows)
 
     def text(self, place: int) -> TextRow:
@@ -156,11 +163,25 @@ class Source:
             self._open.pop(i, None)
 
 
-def _block(size: int) -> Tensor:
-    """Memory for `size` float16 numbers; in a DataLoader's worker such as its consumer sees without a copy."""
-    if get_worker_info() is None:
-        return torch.empty(size, dtype=torch.float16)
-    return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,), (1,))
+class _Blocks:
+    """Memory for rows. What nobody holds any more is lent again: for fresh memory the kernel takes as long as the rows do."""
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.float16]] = []
+
+    def take(self, size: int) -> Tensor:
+        """`size` float16 numbers; in a DataLoader's worker such as its consumer sees without a copy."""
+        if get_worker_info() is not None:
+            return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,), (1,))
+        free = self._free.pop() if self._free else None
+        memory = free if free is not None and free.size >= size else np.empty(size, np.float16)
+        lent = memory[:size]
+        weakref.finalize(lent, self._back, memory).atexit = False
+        return torch.from_numpy(lent)
+
+    def _back(self, memory: NDArray[np.float16]) -> None:
+        if len(self._free) < _SPARE:
+            self._free.append(memory)
 
 
 def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:

@@ -52,3 +52,17 @@ def test_distillation_needs_the_teachers_pictures(manifest):
     bare = replace(manifest, shards=tuple(replace(s, teacher_path=None) for s in manifest.shards))
     with pytest.raises(ValueError, match="run jobs.encode with --teacher-size"):
         Source(Entry("d", "distill", "pair", 1), [bare], BUCKET, seed=0)
+
+
+def test_memory_is_lent_again_once_no_row_in_it_is_held(manifest):
+    source = Source(PAIRS, [manifest], BUCKET, seed=0)
+    rows = source.latents(range(20))
+    held, known, place = rows[7], rows[7].clone(), rows[0].data_ptr()
+    del rows
+    others = source.latents(range(20, 40))
+    assert held.equal(known)
+    assert others[0].data_ptr() != place
+    del held
+    again = source.latents(range(10))
+    assert again[0].data_ptr() == place
+    assert again[7].equal(known)
