@@ -69,7 +69,7 @@ class Generate:
     device: str | None = None
     """where the model runs (default: a GPU if there is one)"""
     sheet: bool = False
-    """also write sheet.png: all pictures, or the clips' last frames, with their prompts"""
+    """also write sheet.png: all pictures, or every fourth frame of the clips, with their prompts"""
 
     @property
     def drawn(self) -> str:
@@ -169,10 +169,19 @@ def generate(config: Generate) -> dict[str, Any]:
     publish_json(config.out, "manifest.json", manifest)
     if config.sheet:
         names = [name for batch in batches for name in batch.names]
-        drawn = [read_bytes(config.out, name) for name in names]
-        last = [pictures(data)[-1] if config.frames != 1 else Image.open(io.BytesIO(data)) for data in drawn]
-        publish(config.out, "sheet.png", _png(sheet(last, prompts)))
+        publish(config.out, "sheet.png", _png(_sheet([read_bytes(config.out, name) for name in names], prompts, config.frames)))
     return manifest
+
+
+def _sheet(drawn: list[bytes], prompts: list[str], frames: int) -> Image.Image:
+    """All pictures above their prompts; or of each clip every fourth frame, a clip a row."""
+    from showo2.vae import TEMPORAL
+
+    if frames == 1:
+        return sheet([Image.open(io.BytesIO(data)) for data in drawn], prompts)
+    shown = [frame for data in drawn for frame in pictures(data)[::TEMPORAL]]
+    columns = len(shown) // len(drawn)
+    return sheet(shown, [text for prompt in prompts for text in (prompt, *[""] * (columns - 1))], columns)
 
 
 def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[bytes]:

@@ -77,16 +77,18 @@ INTERLEAVED = replace(
     summary="as tiny-stage1-video, with stories beside",
     context=192, mixture=(*VIDEO.mixture, Entry("stories", "tell", "interleaved", samples=8)))
 
-STORY = replace(
-    STAGE2, name="tiny-story",
-    summary="storytelling (section 4.4): everything trains, on stories beside what stage 2 had",
+UNIFIED = replace(
+    STAGE2, name="tiny-unified",
+    summary="one model for all (section 4.4): everything trains, on clips and stories beside what stage 2 had",
     context=192,
-    mixture=(Entry("generate", "generate", "pair", samples=24),
-             Entry("caption", "caption", "pair", samples=4),
-             Entry("converse", "converse", "conversation", samples=16),
-             Entry("stories", "tell", "interleaved", samples=12)),
-    groups=(Group(PARTS, 1e-3),), steps=1000)
+    mixture=(Entry("generate", "generate", "pair", samples=16),
+             Entry("caption", "caption", "pair", samples=3),
+             Entry("converse", "converse", "conversation", samples=12),
+             Entry("stories", "tell", "interleaved", samples=8),
+             Entry("generate-clips", "generate", "pair", samples=16, bucket=CLIP),
+             Entry("caption-clips", "caption", "pair", samples=3, bucket=CLIP)),
+    groups=(Group(PARTS, 1.5e-3),), steps=4000)
 
 HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)
 
-TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, STORY, HIGH_96)
+TINY = (DISTILL, STAGE1, STAGE2, ALIGN_LARGE, STAGE1_LARGE, STAGE2_LARGE, VIDEO, INTERLEAVED, UNIFIED, HIGH_96)

@@ -91,7 +91,9 @@ def test_clips_are_movies_that_carry_their_prompts(request_):
     with av.open(f"{request_.out}/00003.mp4") as movie:
         assert movie.metadata["comment"] == PROMPTS[3] and movie.streams.video[0].average_rate == 8
     frames = pictures((Path(request_.out) / "00003.mp4").read_bytes())
-    assert len(frames) == 5 and frames[0].size == (64, 64) and (Path(request_.out) / "sheet.png").exists()
+    assert len(frames) == 5 and frames[0].size == (64, 64)
+    with Image.open(Path(request_.out) / "sheet.png") as image:  # A clip a row: its first and its last frame.
+        assert image.width == 2 * 136 + 8 and image.height > 5 * 136
     before = {name: (Path(request_.out) / name).read_bytes() for name in names}
     (Path(request_.out) / names[2]).unlink()
     assert generate(clips) == manifest

@@ -20,7 +20,7 @@ CURVES = Path(__file__).with_name("curves.json")
 # Batches are an eighth of the recipe's.
 STEPS, SHARE = 4, 8
 # What a stage goes on from, where that is not the one before it.
-FROM = {"tiny-stage1-video": "tiny-stage1", "tiny-story": "tiny-stage2", "tiny-high96": "tiny-stage2"}
+FROM = {"tiny-stage1-video": "tiny-stage1", "tiny-unified": "tiny-stage2", "tiny-high96": "tiny-stage2"}
 
 
 def short(recipe: Recipe) -> Recipe:
