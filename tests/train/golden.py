@@ -24,9 +24,14 @@ FROM = {"tiny-stage1-video": "tiny-stage1", "tiny-unified": "tiny-stage2", "tiny
 
 
 def short(recipe: Recipe) -> Recipe:
-    """The first steps of a recipe, warm-up and noised steps cut to two, in fp32: not every processor has bf16."""
+    """The first steps of a recipe, warm-up and noised steps cut to two, in fp32: not every processor has bf16.
+
+    Rates are a tenth: after whole steps of Adam, which makes much of gradients near zero, what processors round otherwise
+    had grown to percents by the end of the ladder.
+    """
+    groups = tuple(replace(group, lr=group.lr / 10) for group in recipe.groups)
     mixture = tuple(replace(entry, samples=max(1, entry.samples // SHARE)) for entry in recipe.mixture)
-    return replace(recipe, mixture=mixture, steps=STEPS, warmup=min(2, recipe.warmup), checkpoint_every=9, log_every=1,
+    return replace(recipe, mixture=mixture, groups=groups, steps=STEPS, warmup=min(2, recipe.warmup), checkpoint_every=9, log_every=1,
                    noised_steps=min(2, recipe.noised_steps), parallel=Parallel())
 
 
