@@ -1,9 +1,10 @@
 """What a model that draws single pictures learns when clips and stories come in (section 4.4): `tiny-unified`, by command.
 
-A world of pictures, conversations, clips and stories is curated and encoded, the recipe trains from --init, and the judge
-looks at clips of held-out motions, hears stories from held-out beginnings, and looks at pictures and questions, before and after.
+A world of pictures, conversations, clips and stories is curated and encoded, the recipe trains from --init (or from what
+`tiny-distill` to `tiny-stage2` make of that world), and the judge looks at clips of held-out motions, hears stories from
+held-out beginnings, and looks at pictures and questions, before and after.
 
-    python -m benchmarks.unified --init EXPORT_OF_TINY_STAGE2 --json FILE [--out DIR]
+    python -m benchmarks.unified [--init EXPORT_OF_TINY_STAGE2] --json FILE [--out DIR]
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from benchmarks._report import Aim, Report, Row
 from jobs._ray import connect
 from jobs.evaluate import Evaluate
 from jobs.evaluate import run as evaluate
-from jobs.train import Train, train
+from jobs.train import Train, train, train_through
 from pipelines.curate import CurateConfig, curate
 from pipelines.encode import EncodeConfig, encode
 from showo2 import recipes
 from showo2.tiny.sources import Options as World
 from showo2.tiny.sources import write_sources
+from showo2.train.recipe import Recipe
 
 PARTS = {"clip": "clips", "story": "stories", "picture": "pictures", "question": "questions"}
 MOVED, TOLD = 96, 90
@@ -33,10 +35,10 @@ QUICK = {"pictures": 1, "questions": 1, "points": 4, "clips": 4, "stories": 5}
 
 @dataclass(frozen=True)
 class Options:
-    """init: what a trained tiny-stage2 was exported to. out: folder for everything; run again, it goes on. json: where the
+    """init: what a trained tiny-stage2 was exported to; without it, one is trained first. out: folder for everything; run again, it goes on. json: where the
     report goes. pictures, clips, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
 
-    init: str
+    init: str = ""
     out: Path = Path("build/benchmarks/unified")
     json: str = "build/benchmarks/unified.json"
     pictures: int = 8000
@@ -55,9 +57,23 @@ def make_data(options: Options) -> str:
     connect()
     named = {"synthetic": "synthetic", "instruct": "instruct", "clips": "clips", "stories:omnicorpus": "stories"}
     curate(CurateConfig(source=tuple(f"{name}={world / folder}" for name, folder in named.items()), out=data))
-    encode(EncodeConfig(data=data))
+    encode(EncodeConfig(data=data, teacher_size=0 if options.init else 64))
     encode(EncodeConfig(data=data, clips=True))
     return data
+
+
+def train_small(options: Options, data: str) -> str:
+    """The export of a `tiny-stage2` that is trained from nothing."""
+    small = [recipe_of(options, recipe.name) for recipe in recipes.chain("tiny-distill", "tiny-stage2")]
+    if train_through(Train(small[0], (data,), str(options.out / "small")), small) != "finished":
+        raise KeyboardInterrupt
+    return str(options.out / "small" / small[-1].name / "export")
+
+
+def recipe_of(options: Options, name: str) -> Recipe:
+    """A recipe as shipped, but for the options."""
+    recipe = replace(recipes.get(name), seed=options.seed)
+    return replace(recipe, steps=4, noised_steps=2, warmup=1, log_every=1, checkpoint_every=4) if options.quick else recipe
 
 
 def scores(options: Options, name: str, checkpoint: str) -> dict[str, float]:
@@ -72,11 +88,10 @@ def scores(options: Options, name: str, checkpoint: str) -> dict[str, float]:
 
 def run(options: Options) -> Report:
     """Make the data, train, judge."""
-    data, recipe = make_data(options), replace(recipes.get("tiny-unified"), seed=options.seed)
-    if options.quick:
-        recipe = replace(recipe, steps=4, warmup=1, log_every=1)
-    before, start = scores(options, "before", options.init), time.monotonic()
-    if train(Train(recipe, (data,), str(options.out / "run"), options.init)) != "finished":
+    data = make_data(options)
+    init = options.init or train_small(options, data)
+    before, start = scores(options, "before", init), time.monotonic()
+    if train(Train(recipe_of(options, "tiny-unified"), (data,), str(options.out / "run"), init)) != "finished":
         raise KeyboardInterrupt
     minutes = (time.monotonic() - start) / 60
     after = scores(options, "after", str(options.out / "run" / "export"))
