@@ -15,6 +15,7 @@ BLOCK = 512
 ZERO = bytes(BLOCK)
 _SKIP_CHUNK = 1 << 20
 _EXTENDED_LIMIT = 1 << 20  # bytes of a long name or a pax header: more is an attack or a misread
+_UNSAFE = re.compile(r"\A[/\\]|\A[A-Za-z]:|(?:\A|[/\\])\.\.(?:[/\\]|\Z)|[\x00-\x1f]")
 _PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
 _REGULAR, _CONTIGUOUS, _DIRECTORY = "0", "7", "5"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = "L", "K", "x", "g"
@@ -91,12 +92,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 def unsafe(name: str) -> bool:
     """True for a name that is absolute, climbs out of its folder or holds control characters."""
-    return (
-        name.startswith(("/", "\\"))
-        or re.match(r"[A-Za-z]:", name) is not None
-        or ".." in re.split(r"[/\\]", name)
-        or any(ord(c) < 32 for c in name)
-    )
+    return _UNSAFE.search(name) is not None
 
 
 def _number(field: bytes) -> int:
