@@ -35,8 +35,8 @@ QUICK = {"pictures": 1, "questions": 1, "points": 4, "clips": 4, "stories": 5}
 
 @dataclass(frozen=True)
 class Options:
-    """init: what a trained tiny-stage2 was exported to; without it, one is trained first. out: folder for everything; run again, it goes on. json: where the
-    report goes. pictures, clips, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
+    """init: what a trained tiny-stage2 was exported to; without it, one is trained first. out: folder for everything; run
+    again, it goes on. json: where the report goes. pictures, clips, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
 
     init: str = ""
     out: Path = Path("build/benchmarks/unified")
@@ -51,8 +51,7 @@ class Options:
 def make_data(options: Options) -> str:
     """The dataset folder: without the web's pictures, whose alt texts would have to be described anew first."""
     world, data = options.out / "world", str(options.out / "data")
-    counts = (200, 20, 40) if options.quick else (options.pictures, options.clips, options.stories)
-    pictures, clips, stories = counts
+    pictures, clips, stories = (200, 20, 40) if options.quick else (options.pictures, options.clips, options.stories)
     write_sources(World(world, pictures, options.seed, clips=clips, stories=stories))
     connect()
     named = {"synthetic": "synthetic", "instruct": "instruct", "clips": "clips", "stories:omnicorpus": "stories"}

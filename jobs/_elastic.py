@@ -56,8 +56,11 @@ class Elastic(ControllerCallback, WorkerGroupCallback):
         end = time.monotonic() + LONGEST_FAREWELL_S
         while ray._private.state.state.get_draining_nodes() and time.monotonic() < end:
             time.sleep(0.5)
-        coordinator = get_or_create_autoscaling_coordinator()
-        ray.get(coordinator.get_reserved_resources.remote("showo2", recompute=True), timeout=LONGEST_FAREWELL_S)
+        counted = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("showo2", recompute=True)
+        try:
+            ray.get(counted, timeout=LONGEST_FAREWELL_S)
+        except ray.exceptions.RayError as error:
+            warnings.warn(f"the cluster could not be counted anew after a failure: {error}", stacklevel=1)
 
 
 def save(checkpoints: Place) -> None:
@@ -65,7 +68,7 @@ def save(checkpoints: Place) -> None:
     before = newest_step(checkpoints)
     _asked.set()
     while newest_step(checkpoints) == before:
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def requests(context: Any) -> Callable[[], bool]:

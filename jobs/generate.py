@@ -169,19 +169,19 @@ def generate(config: Generate) -> dict[str, Any]:
     publish_json(config.out, "manifest.json", manifest)
     if config.sheet:
         names = [name for batch in batches for name in batch.names]
-        publish(config.out, "sheet.png", _png(_sheet([read_bytes(config.out, name) for name in names], prompts, config.frames)))
+        publish(config.out, "sheet.png", _png(_shown([read_bytes(config.out, name) for name in names], prompts, config.frames)))
     return manifest
 
 
-def _sheet(drawn: list[bytes], prompts: list[str], frames: int) -> Image.Image:
+def _shown(drawn: list[bytes], prompts: list[str], frames: int) -> Image.Image:
     """All pictures above their prompts; or of each clip every fourth frame, a clip a row."""
     from showo2.vae import TEMPORAL
 
     if frames == 1:
         return sheet([Image.open(io.BytesIO(data)) for data in drawn], prompts)
-    shown = [frame for data in drawn for frame in pictures(data)[::TEMPORAL]]
-    columns = len(shown) // len(drawn)
-    return sheet(shown, [text for prompt in prompts for text in (prompt, *[""] * (columns - 1))], columns)
+    images = [frame for data in drawn for frame in pictures(data)[::TEMPORAL]]
+    columns = len(images) // len(drawn)
+    return sheet(images, [text for prompt in prompts for text in (prompt, *[""] * (columns - 1))], columns)
 
 
 def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[bytes]:
