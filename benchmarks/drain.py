@@ -86,7 +86,7 @@ def workers(out: Path) -> int:
 
 
 def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) -> None:
-    """The notice once three workers train, the node's end when its time has come, and the moment when the run is past the step it had reached.
+    """The notice once three workers train, the node's end when its time has come, and the moment when the run is past it.
 
     Ray may begin with two, and grow a minute later, from a checkpoint that it asks for then.
     """
@@ -106,10 +106,11 @@ def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) ->
         time.sleep(0.05)
     seen.saved_s, seen.saved = time.time() - told, newest_step(out / "checkpoints")
     time.sleep(max(0.0, told + notice - time.time()))
-    seen.reached = last_step(out)
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     gone = time.time()
-    while workers(out) != 2 or last_step(out) <= seen.reached:
+    time.sleep(1)  # The step that was being made may still be logged.
+    seen.reached = last_step(out)
+    while last_step(out) <= seen.reached:
         time.sleep(0.1)
     seen.back_s = time.time() - gone
 

@@ -18,6 +18,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     get_or_create_autoscaling_coordinator,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
 from showo2.store import Place
@@ -47,7 +48,7 @@ class Elastic(ControllerCallback, WorkerGroupCallback):
         if not isinstance(current_state, ResizingState):
             return
         try:
-            ray.get(self.group.execute_single_async(0, save, self.checkpoints), timeout=LONGEST_SAVE_S)
+            ray.get(self.group.execute_single_async(0, save_on_worker, self.checkpoints), timeout=LONGEST_SAVE_S)
         except (ray.exceptions.RayError, ValueError) as error:
             warnings.warn(f"no checkpoint before the number of workers changes: {error}", stacklevel=1)
 
@@ -63,11 +64,16 @@ class Elastic(ControllerCallback, WorkerGroupCallback):
             warnings.warn(f"the cluster could not be counted anew after a failure: {error}", stacklevel=1)
 
 
-def save(checkpoints: Place) -> None:
-    """On the first worker, beside the thread that trains: ask for a checkpoint, and wait until it is committed."""
+def save_on_worker(checkpoints: Place) -> None:
+    """`save` beside the thread that trains in this worker of Ray."""
+    save(checkpoints, get_train_context().execution_context.training_thread_runner.is_running)
+
+
+def save(checkpoints: Place, training: Callable[[], bool]) -> None:
+    """Ask for a checkpoint, and wait until it is committed, or nobody trains any more."""
     before = newest_step(checkpoints)
     _asked.set()
-    while newest_step(checkpoints) == before:
+    while training() and newest_step(checkpoints) == before:
         time.sleep(0.5)
 
 

@@ -1,9 +1,10 @@
 """What the first worker is asked for while it trains (with Ray's real comings and goings: benchmarks.drain)."""
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
+from ray.train.v2._internal.execution.preemption import PreemptionContext
+from ray.train.v2.api.preemption import PreemptionInfo
 
 from jobs._elastic import requests, save
 from showo2.store import Place
@@ -20,22 +21,28 @@ def test_a_checkpoint_that_is_asked_for_is_there_when_the_asker_goes_on(tmp_path
 
     def ask() -> None:
         checkpoints = Place(tmp_path / "run") / "checkpoints"
-        save(checkpoints)
+        save(checkpoints, training=lambda: True)
         saved.append(newest_step(checkpoints))
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask)
-        run = Trainer(recipe, (data,), tmp_path / "run", stop=asked.done, save_now=requests(SimpleNamespace(preemption_info=None)))
+        run = Trainer(recipe, (data,), tmp_path / "run", stop=asked.done, save_now=requests(PreemptionContext()))
         assert run.run() == "stopped"
         asked.result()
     assert 0 < saved[0] < 400
 
 
 def test_a_notice_is_told_once():
-    context = SimpleNamespace(preemption_info=None)
+    context = PreemptionContext()
     ask = requests(context)
     assert not ask()
-    context.preemption_info = SimpleNamespace(deadline_ms=5)
-    assert [ask(), ask()] == [True, False]
-    context.preemption_info = SimpleNamespace(deadline_ms=9)
-    assert [ask(), ask()] == [True, False]
+    for deadline in (5, 9):
+        context.preemption_info = PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={"node": [1]})
+        assert [ask(), ask()] == [True, False]
+
+
+@pytest.mark.timeout(20)
+def test_nobody_waits_for_a_checkpoint_of_a_run_that_has_ended(tmp_path):
+    save(Place(tmp_path) / "checkpoints", training=lambda: False)
+    assert requests(PreemptionContext())()
+    assert not requests(PreemptionContext())()
