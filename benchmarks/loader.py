@@ -27,13 +27,13 @@ from typing import Any, cast
 import numpy as np
 import tyro
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._peers import BATCH, SHAPE, measured, rows, timed, warm
 from benchmarks._report import Aim, Report, Row
 from showo2.data.mixture import Entry
 from showo2.data.order import WINDOW, Windows, permute
 from showo2.data.sources import Source
+from showo2.data.workers import by_workers
 from showo2.shards import Manifest, Shard, ShardSchema, TextRow, write_latents, write_text
 
 PEERS = {"mds": "MosaicML Streaming", "litdata": "LitData", "webdataset": "WebDataset"}
@@ -42,7 +42,8 @@ ENTRY = Entry("pairs", "generate", "pair", 1)
 BUCKET = (SHAPE[1], SHAPE[2], SHAPE[3])
 ROW_BYTES = 2 * int(np.prod(SHAPE))
 SHARD_ROWS = 1024
-PLANNED = 512  # samples of a global batch, whose order is computed at once
+GLOBAL_BATCH = 512
+PLANNED = 8 * GLOBAL_BATCH  # samples whose order is computed at once
 GIB_ROWS = (1 << 30) // ROW_BYTES
 
 
@@ -93,25 +94,26 @@ def read_ours(folder: str, texts: bool = False) -> Iterator[dict[str, Any]]:
             read = source.read(some)
             yield {"uid": [row.uid for row in read], "rows": read}
         else:
-            yield {"uid": [source.uid(place) for place in some], "latents": source.latents(some)}
+            uids, latents = source.latents(some)
+            yield {"uid": uids, "latents": latents}
 
 
-class _Batches(Dataset[dict[str, Any]]):
-    """Batches for a worker process of a DataLoader: rows come from the source in one block, which needs no collation."""
+class _Batches:
+    """Batches for a worker process: rows come from the source in one block, which needs no collation."""
 
     def __init__(self, folder: str):
         self.source = Source(ENTRY, [Manifest.load(folder)], BUCKET, 0, threads=1)
 
     def __getitem__(self, some: list[int]) -> dict[str, Any]:
-        rows = self.source.latents(some)
+        uids, rows = self.source.latents(some)
         whole = cast(Tensor, rows[0]).new_empty(0).set_(rows[0].untyped_storage(), 0, (len(rows), *SHAPE))
-        return {"uid": [self.source.uid(place) for place in some], "latents": whole}
+        return {"uid": uids, "latents": whole}
 
 
 def read_ours_by_workers(folder: str, workers: int) -> Iterator[dict[str, Any]]:
     """Batches of 64 from worker processes."""
     data = _Batches(folder)
-    return iter(DataLoader(data, batch_size=None, sampler=list(places(data.source)), num_workers=workers))
+    return by_workers(data, places(data.source), workers)
 
 
 def read_sequentially(folder: str) -> dict[str, float]:
@@ -135,7 +137,7 @@ def order_ours(samples: int) -> dict[str, float]:
     def make() -> None:
         source = Source(ENTRY, [manifest], BUCKET, 0)
         times.append(time.perf_counter())
-        source.places(np.arange(samples // 2, samples // 2 + PLANNED))
+        source.places(np.arange(samples // 2, samples // 2 + GLOBAL_BATCH))
         times.append(time.perf_counter())
 
     found = measured(make)
@@ -150,12 +152,12 @@ def shuffle_quality(samples: int, batches: int = 200) -> list[Row]:
     """
     count = samples // GIB_ROWS
     label = np.random.default_rng(0).standard_normal(count)
-    starts = np.linspace(0, count * GIB_ROWS - PLANNED, batches).astype(np.int64)
+    starts = np.linspace(0, count * GIB_ROWS - GLOBAL_BATCH, batches).astype(np.int64)
     windows = Windows(np.full(count, GIB_ROWS), 1)
     table = []
     for name, order in ((f"windows of {WINDOW} shards", windows.places),
                         ("one permutation", lambda p: permute(p, count * GIB_ROWS, 1))):
-        shards = [order(start + np.arange(PLANNED)) // GIB_ROWS for start in starts]
+        shards = [order(start + np.arange(GLOBAL_BATCH)) // GIB_ROWS for start in starts]
         table += [Row(f"shuffle, {name}: shards", float(np.mean([len(np.unique(s)) for s in shards])), "of a batch of 512"),
                   Row(f"shuffle, {name}: spread", float(np.std([label[s].mean() for s in shards])), "of batch means")]
     return table

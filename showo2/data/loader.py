@@ -11,18 +11,18 @@ import itertools
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from showo2.data.documents import Draws, Pairs, build, draw, teacher_pixels
 from showo2.data.mixture import Cursor, Entry
 from showo2.data.order import WINDOW
 from showo2.data.packing import cost, deal, fill_rows
 from showo2.data.sources import Source
+from showo2.data.workers import by_workers
 from showo2.flow import PATCH
 from showo2.sequence import Document, Packed, length, pack
 from showo2.shards import DamagedRow, Manifest, Row
@@ -107,7 +107,7 @@ def read_blocklist(path: str) -> frozenset[str]:
     return uids
 
 
-class Batches(Dataset[Batch]):
+class Batches:
     """One rank's batches by step: `batches[step]` reads and packs.
 
     `state` is the data stream's before step `first` (None: at its beginning).
@@ -224,22 +224,22 @@ class Loader:
         self._stop = threading.Event()
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(_AHEAD)
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._prepared: Generator[Batch] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._from_processes() if self.workers else self._from_thread()
+        self._prepared = (by_workers(self.batches, itertools.count(self.batches.first), self.workers) if self.workers
+                          else self._from_thread())
+        return self._prepared
 
     def close(self) -> None:
         """Stop preparing batches."""
         self._stop.set()
+        if self._prepared:
+            self._prepared.close()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _from_processes(self) -> Iterator[Batch]:
-        # Spawned, not forked: by now the trainer has threads and sockets of its own.
-        yield from DataLoader(self.batches, batch_size=None, sampler=itertools.count(self.batches.first),
-                              num_workers=self.workers, prefetch_factor=_AHEAD, multiprocessing_context="spawn")
-
-    def _from_thread(self) -> Iterator[Batch]:
+    def _from_thread(self) -> Generator[Batch]:
         self._thread.start()
         while True:
             item = self._queue.get()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from showo2.data.mixture import Entry
 from showo2.data.order import WINDOW, Windows, make_key
@@ -24,8 +25,8 @@ from showo2.shards.manifest import bucket_name
 from showo2.shards.remote import Prefetch
 from showo2.vae import CHANNELS
 
-# The fewest rows that are worth a thread: the interpreter is free while bytes are copied and hashed.
-_SLICE = 16
+# Rows that a thread takes at a time.
+_SLICE = 8
 # Blocks of memory that are kept for the next rows.
 _SPARE = 4
 
@@ -93,48 +94,40 @@ class Source:
 
     def read(self, places: Sequence[int]) -> list[Row | DamagedRow]:
         """Rows, with the teacher's picture for distillation; a damaged one in its place. Raises ShardError."""
-        located = [self._locate(place) for place in places]
-        latents = self._latents(located)
-        rows: list[Row | DamagedRow] = []
-        for (reader, i), made in zip(located, latents, strict=True):
-            try:
-                rows.append(made if isinstance(made, DamagedRow)
-                            else reader.row(i, made, teacher=self.entry.task == "distill"))
-            except DamagedRow as damage:
-                rows.append(damage)
-        return rows
+        located = self._locate(places)
+        return [latents if isinstance(latents, DamagedRow) else self._row(reader, i, latents)
+                for (reader, i), latents in zip(located, self._latents(located), strict=True)]
 
-    def latents(self, places: Sequence[int]) -> list[Tensor | DamagedRow]:
-        """Only the rows' latents, (C, T, h, w) float16 each; a damaged one in its place. Raises ShardError.
+    def latents(self, places: Sequence[int]) -> tuple[list[str], list[Tensor | DamagedRow]]:
+        """Only the rows' uids and latents, (C, T, h, w) float16 each; a damaged one in its place. Raises ShardError.
 
-        Rows of one shape lie one after the other in one block of memory.
+        They lie one after the other in one block of memory.
         """
-        return self._latents([self._locate(place) for place in places])
+        located = self._locate(places)
+        return [reader.uid(i) for reader, i in located], self._latents(located)
 
     def _latents(self, located: list[tuple[ShardReader, int]]) -> list[Tensor | DamagedRow]:
-        shapes = {reader.shape for reader, _ in located}
-        if len(shapes) != 1:
-            return [row for one in located for row in self._latents([one])]
-        # One block for all rows: the kernel gives large ones in few pages.
-        size = located[0][0].row_bytes // 2
-        block = self._blocks.take(len(located) * size)
-        data = block.view(len(located), size).numpy()
-        # Few large parts, one of them this thread's: to wake another takes as long as to read some rows.
-        share = max(_SLICE, -(-len(located) // self.threads))
-        parts = [(data[n:n + share].view(np.uint8), located[n:n + share]) for n in range(0, len(located), share)]
-        if len(parts) > 1:
+        reading = _Reading(located, self._blocks)
+        if self.threads > 1 and len(located) >= 2 * _SLICE:
             self._pool = self._pool or ThreadPoolExecutor(self.threads - 1, "shards")
-            others = self._pool.map(_fill, parts[1:])
-            damaged = [_fill(parts[0]), *others]
+            others = [self._pool.submit(reading.run) for _ in range(self.threads - 1)]
+            reading.run()
+            for other in others:
+                other.result()
         else:
-            damaged = [_fill(part) for part in parts]
-        rows = block.view(len(located), *shapes.pop()).unbind()
-        lost = {n * share + i: damage for n, part in enumerate(damaged) for i, damage in part.items()}
-        return [lost.get(n, row) for n, row in enumerate(rows)] if lost else list(rows)
+            reading.run()
+        rows, damaged = reading.latents, reading.damaged
+        return [damaged.get(n, row) for n, row in enumerate(rows)] if damaged else list(rows)
+
+    def _row(self, reader: ShardReader, i: int, latents: Tensor) -> Row | DamagedRow:
+        try:
+            return reader.row(i, latents, teacher=self.entry.task == "distill")
+        except DamagedRow as damage:
+            return damage
 
     def text(self, place: int) -> TextRow:
         """Only a row's text. Raises DamagedRow or ShardError."""
-        reader, row = self._locate(place)
+        [(reader, row)] = self._locate([place])
         return reader.text(row)
 
     def shape(self, place: int) -> tuple[int, int, int, int]:
@@ -143,18 +136,22 @@ class Source:
 
     def uid(self, place: int) -> str:
         """Only a row's uid. Raises ShardError."""
-        reader, row = self._locate(place)
+        [(reader, row)] = self._locate([place])
         return reader.uid(row)
 
-    def _locate(self, place: int) -> tuple[ShardReader, int]:
-        index = bisect_right(self._starts, place) - 1
+    def _locate(self, places: Sequence[int]) -> list[tuple[ShardReader, int]]:
+        starts, numbers = self._starts, [bisect_right(self._starts, place) - 1 for place in places]
         with self._lock:
-            if index not in self._open:
-                self._drop()
-                manifest, shard = self._shards[index]
-                self._open[index] = manifest.open(shard)
-            self._open.move_to_end(index)
-            return self._open[index], place - self._starts[index]
+            readers = {number: self._reader(number) for number in dict.fromkeys(numbers)}
+        return [(readers[number], place - starts[number]) for number, place in zip(numbers, places, strict=True)]
+
+    def _reader(self, number: int) -> ShardReader:
+        if number not in self._open:
+            self._drop()
+            manifest, shard = self._shards[number]
+            self._open[number] = manifest.open(shard)
+        self._open.move_to_end(number)
+        return self._open[number]
 
     def _drop(self) -> None:
         """Close what two windows do not need, and what the cache has given up, so that its space is free."""
@@ -170,9 +167,7 @@ class _Blocks:
         self._free: list[NDArray[np.float16]] = []
 
     def take(self, size: int) -> Tensor:
-        """`size` float16 numbers; in a DataLoader's worker such as its consumer sees without a copy."""
-        if get_worker_info() is not None:
-            return torch.empty(0, dtype=torch.float16).set_(torch.UntypedStorage._new_shared(2 * size), 0, (size,), (1,))
+        """`size` float16 numbers."""
         free = self._free.pop() if self._free else None
         memory = free if free is not None and free.size >= size else np.empty(size, np.float16)
         lent = memory[:size]
@@ -184,17 +179,44 @@ class _Blocks:
             self._free.append(memory)
 
 
-def _fill(part: tuple[NDArray[np.uint8], list[tuple[ShardReader, int]]]) -> dict[int, DamagedRow]:
-    """Read rows into (rows, bytes); those that are damaged, by their number."""
-    data, located = part
-    view, size = data.reshape(-1).data, data.shape[1]
-    damaged = {}
-    for n, (reader, i) in enumerate(located):
-        try:
-            reader.latents_into(i, view[n * size:(n + 1) * size])
-        except DamagedRow as damage:
-            damaged[n] = damage
-    return damaged
+class _Reading:
+    """Rows whose latents are being read, by all threads that `run`.
+
+    latents: (C, T, h, w) float16 each, views of one block. damaged: rows whose latents are not, by number.
+    """
+
+    def __init__(self, located: list[tuple[ShardReader, int]], blocks: _Blocks):
+        self._located = located
+        self._ends = list(accumulate((reader.row_bytes for reader, _ in located), initial=0))
+        # One block for all rows: the kernel gives large ones in few pages.
+        block = blocks.take(self._ends[-1] // 2)
+        self._out = block.numpy().view(np.uint8).data
+        self.latents = _rows(block, [reader.shape for reader, _ in located])
+        # Whoever is free takes a slice: a thread that wakes up late finds less to do, and nobody waits for it long.
+        self._slices = deque(range(0, len(located), _SLICE))
+        self.damaged: dict[int, DamagedRow] = {}
+
+    def run(self) -> None:
+        """Read until no slice is left. Raises ShardError."""
+        out, ends = self._out, self._ends
+        while self._slices:
+            try:
+                start = self._slices.popleft()
+            except IndexError:  # Another thread was faster.
+                return
+            for n, (reader, i) in enumerate(self._located[start:start + _SLICE], start):
+                try:
+                    reader.latents_into(i, out[ends[n]:ends[n + 1]])
+                except DamagedRow as damage:
+                    self.damaged[n] = damage
+
+
+def _rows(block: Tensor, shapes: list[tuple[int, int, int, int]]) -> list[Tensor]:
+    """Views of the block, one after the other."""
+    if len(set(shapes)) == 1:
+        return list(block.view(len(shapes), *shapes[0]).unbind())
+    parts = block.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _nothing(entry: Entry, manifests: Sequence[Manifest], bucket: Bucket) -> str:

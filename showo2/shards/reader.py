@@ -66,8 +66,8 @@ def _arrow(path: str, local: str) -> tuple[pa.Buffer, pa.ipc.RecordBatchFileRead
 class _Fixed:
     """An open Arrow IPC file of fixed-width columns.
 
-    starts: byte offset of each batch's latents. uids: 16 bytes a row. sizes (rows, 2), crops (rows, 4), times
-    (rows, frames; none for pictures): see `Row`.
+    offsets: byte of the file where each row's latents begin. uids: 16 bytes a row. sizes (rows, 2), crops (rows, 4),
+    times (rows, frames; none for pictures): see `Row`.
     """
 
     def __init__(self, path: str):
@@ -80,10 +80,12 @@ class _Fixed:
         self.rows = sum(batch.num_rows for batch in batches)
         if any(batch.num_rows != self.batch_rows for batch in batches[:-1]):
             raise ShardError(f"{path} has batches of different lengths; write shards with showo2.shards")
-        self.starts = [_values(batch, "latents").address - mapped.address for batch in batches]
         self.lengths = [batch.num_rows for batch in batches]
-        self.uids = b"".join(_values(batch, "uid").to_pybytes()[:UID_BYTES * batch.num_rows] for batch in batches)
         # A memoryview gives Python's int at once, where numpy makes a number of its own first.
+        self.offsets = np.concatenate([np.empty(0, np.int64), *[
+            _values(batch, "latents").address - mapped.address + self.row_bytes * np.arange(batch.num_rows)
+            for batch in batches]]).data
+        self.uids = b"".join(_values(batch, "uid").to_pybytes()[:UID_BYTES * batch.num_rows] for batch in batches)
         self.checksums = _column(batches, "checksum", "<u8", 1).ravel().data
         self.sizes = np.concatenate([_column(batches, name, "<i4", 1) for name in ("width", "height")], 1)
         self.crops = _column(batches, "crop", "<i4", 4)
@@ -207,25 +209,30 @@ class ShardReader:
 
     def _place(self, i: int) -> tuple[int, int]:
         if not 0 <= i < self._fixed.rows:
-            raise IndexError(f"row {i} of {self.path}, which has {self._fixed.rows}")
+            raise self._no_row(i)
         return divmod(i, self._fixed.batch_rows)
 
+    def _no_row(self, i: int) -> IndexError:
+        return IndexError(f"row {i} of {self.path}, which has {self._fixed.rows}")
+
     def latents_into(self, i: int, out: memoryview) -> None:
-        """Read row i's latents into `out`, `schema.row_bytes` bytes. Raises DamagedRow."""
-        batch, row = self._place(i)
-        fixed, size = self._fixed, len(out)
+        """Read row i's latents, 0 <= i < rows, into `out`, `schema.row_bytes` bytes. Raises DamagedRow."""
+        fixed = self._opened or self._fixed
         # Rows of text alone have no latents, and Arrow no place for them.
-        read = os.preadv(fixed.descriptor, (out,), fixed.starts[batch] + row * size) if size else 0
-        if read != size or (self.verify and xxhash.xxh3_64_intdigest(out) != fixed.checksums[i]):
+        read = os.preadv(fixed.descriptor, (out,), fixed.offsets[i]) if fixed.row_bytes else 0
+        if read != fixed.row_bytes or (self.verify and xxhash.xxh3_64_intdigest(out) != fixed.checksums[i]):
             raise DamagedRow(fixed.uid(i), i, self.path, "the latents do not match their checksum")
 
     def uid(self, i: int) -> str:
         """32 hex digits."""
-        self._place(i)
-        return self._fixed.uid(i)
+        fixed = self._fixed
+        if not 0 <= i < fixed.rows:
+            raise self._no_row(i)
+        return fixed.uid(i)
 
     def latents(self, i: int) -> Tensor:
         """(C, T, h, w) float16; the tensor owns the only copy of the bytes."""
+        self._place(i)
         data = np.empty(self.row_bytes // 2, np.float16)
         self.latents_into(i, data.view(np.uint8).data)
         return torch.from_numpy(data).view(self.shape)

@@ -56,13 +56,13 @@ def test_distillation_needs_the_teachers_pictures(manifest):
 
 def test_memory_is_lent_again_once_no_row_in_it_is_held(manifest):
     source = Source(PAIRS, [manifest], BUCKET, seed=0)
-    rows = source.latents(range(20))
+    _, rows = source.latents(range(20))
     held, known, place = rows[7], rows[7].clone(), rows[0].data_ptr()
     del rows
-    others = source.latents(range(20, 40))
+    _, others = source.latents(range(20, 40))
     assert held.equal(known)
     assert others[0].data_ptr() != place
     del held
-    again = source.latents(range(10))
+    _, again = source.latents(range(10))
     assert again[0].data_ptr() == place
     assert again[7].equal(known)

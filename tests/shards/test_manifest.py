@@ -42,7 +42,7 @@ def test_commands(dataset, capsys):
     assert "row 20" in capsys.readouterr().out
     reader = dataset.open(dataset.shards[0])
     with open(reader.path, "r+b") as file:
-        file.seek(int(reader._fixed.starts[0]))
+        file.seek(int(reader._fixed.offsets[0]))
         file.write(b"\xff" * 700)
     assert verify(dataset.root) == 2
     assert f"uid {reader.uid(0)}" in capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_threads_share_a_reader(reader, latents):
 
 
 def test_flipped_byte_in_latents_harms_one_row(reader, uids):
-    start = int(reader._fixed.starts[1])
+    start = int(reader._fixed.offsets[64])
     flip(reader.path, start + 5 * reader.schema.row_bytes + 7)
     with pytest.raises(DamagedRow, match=rf"row 69 \(uid {uids[69]}\) of .*a.arrow") as caught:
         reader.read(69)
