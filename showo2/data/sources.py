@@ -95,19 +95,26 @@ class Source:
     def read(self, places: Sequence[int]) -> list[Row | DamagedRow]:
         """Rows, with the teacher's picture for distillation; a damaged one in its place. Raises ShardError."""
         located = self._locate(places)
-        return [latents if isinstance(latents, DamagedRow) else self._row(reader, i, latents)
-                for (reader, i), latents in zip(located, self._latents(located), strict=True)]
+        block, damaged = self._read(located)
+        latents = _rows(block, [reader.shape for reader, _ in located])
+        return [damaged.get(n) or self._row(reader, i, latents[n]) for n, (reader, i) in enumerate(located)]
 
-    def latents(self, places: Sequence[int]) -> tuple[list[str], list[Tensor | DamagedRow]]:
-        """Only the rows' uids and latents, (C, T, h, w) float16 each; a damaged one in its place. Raises ShardError.
+    def latents(self, places: Sequence[int]) -> tuple[list[str], Tensor, dict[int, DamagedRow]]:
+        """Only the rows' uids and latents, (N, C, T, h, w) float16; which of them are damaged, by number in `places`.
 
-        They lie one after the other in one block of memory.
+        Raises ValueError where their shapes differ, as those of documents do; ShardError.
         """
         located = self._locate(places)
-        return [reader.uid(i) for reader, i in located], self._latents(located)
+        shapes = {reader.shape for reader in {reader for reader, _ in located}}
+        if len(shapes) != 1:
+            raise ValueError(f"rows of the shapes {sorted(shapes)} do not stack; use `read`")
+        block, damaged = self._read(located)
+        return [reader.uid(i) for reader, i in located], block.view(len(located), *shapes.pop()), damaged
 
-    def _latents(self, located: list[tuple[ShardReader, int]]) -> list[Tensor | DamagedRow]:
-        reading = _Reading(located, self._blocks)
+    def _read(self, located: list[tuple[ShardReader, int]]) -> tuple[Tensor, dict[int, DamagedRow]]:
+        """All rows' latents, one after the other in one block of memory: the kernel gives large ones in few pages."""
+        block = self._blocks.take(sum(reader.row_bytes for reader, _ in located) // 2)
+        reading = _Reading(located, block.numpy().view(np.uint8).data)
         if self.threads > 1 and len(located) >= 2 * _SLICE:
             self._pool = self._pool or ThreadPoolExecutor(self.threads - 1, "shards")
             others = [self._pool.submit(reading.run) for _ in range(self.threads - 1)]
@@ -116,8 +123,7 @@ class Source:
                 other.result()
         else:
             reading.run()
-        rows, damaged = reading.latents, reading.damaged
-        return [damaged.get(n, row) for n, row in enumerate(rows)] if damaged else list(rows)
+        return block, reading.damaged
 
     def _row(self, reader: ShardReader, i: int, latents: Tensor) -> Row | DamagedRow:
         try:
@@ -180,18 +186,11 @@ class _Blocks:
 
 
 class _Reading:
-    """Rows whose latents are being read, by all threads that `run`.
+    """Rows' latents that all threads that `run` read into `out`, one after the other; those that are damaged, by number."""
 
-    latents: (C, T, h, w) float16 each, views of one block. damaged: rows whose latents are not, by number.
-    """
-
-    def __init__(self, located: list[tuple[ShardReader, int]], blocks: _Blocks):
-        self._located = located
+    def __init__(self, located: list[tuple[ShardReader, int]], out: memoryview):
+        self._located, self._out = located, out
         self._ends = list(accumulate((reader.row_bytes for reader, _ in located), initial=0))
-        # One block for all rows: the kernel gives large ones in few pages.
-        block = blocks.take(self._ends[-1] // 2)
-        self._out = block.numpy().view(np.uint8).data
-        self.latents = _rows(block, [reader.shape for reader, _ in located])
         # Whoever is free takes a slice: a thread that wakes up late finds less to do, and nobody waits for it long.
         self._slices = deque(range(0, len(located), _SLICE))
         self.damaged: dict[int, DamagedRow] = {}
