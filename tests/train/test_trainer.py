@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -42,6 +43,14 @@ def test_two_runs_with_one_seed_are_bit_equal(whole, tmp_path, data, parts):
     Trainer(small_recipe(parts), data, tmp_path).run()
     assert_same(tmp_path, whole)
     assert len(story(whole)) == 6
+
+
+def test_reading_processes_change_nothing_and_end_with_the_run(whole, tmp_path, data, parts):
+    before = psutil.Process().children()
+    Trainer(small_recipe(parts, readers=2), data, tmp_path).run()
+    assert_same(tmp_path, whole)
+    started = [child for child in psutil.Process().children() if child not in before]
+    assert not any("spawn_main" in " ".join(child.cmdline()) for child in started)
 
 
 def test_another_seed_is_another_run(whole, tmp_path, data, parts):
