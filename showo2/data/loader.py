@@ -22,7 +22,7 @@ from showo2.data.mixture import Cursor, Entry
 from showo2.data.order import WINDOW
 from showo2.data.packing import cost, deal, fill_rows
 from showo2.data.sources import Source
-from showo2.data.workers import by_workers
+from showo2.data.workers import AHEAD, by_workers
 from showo2.flow import PATCH
 from showo2.sequence import Document, Packed, length, pack
 from showo2.shards import DamagedRow, Manifest, Row
@@ -31,7 +31,6 @@ from showo2.store import Place
 from showo2.text import Tokenizer
 from showo2.vae import CHANNELS
 
-_AHEAD = 2
 _READ = 64  # rows at a time: their memory is recycled, that of a whole batch would come fresh from the kernel
 
 
@@ -222,7 +221,7 @@ class Loader:
         self.batches = Batches(stream, manifests, tokenizer, rank, world, step, state)
         self.workers = workers
         self._stop = threading.Event()
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[Batch | Exception] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._prepared: Generator[Batch] | None = None
 

@@ -6,7 +6,7 @@ import math
 import threading
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -192,17 +192,13 @@ class _Reading:
         self._located, self._out = located, out
         self._ends = list(accumulate((reader.row_bytes for reader, _ in located), initial=0))
         # Whoever is free takes a slice: a thread that wakes up late finds less to do, and nobody waits for it long.
-        self._slices = deque(range(0, len(located), _SLICE))
+        self._slices = iter(range(0, len(located), _SLICE))
         self.damaged: dict[int, DamagedRow] = {}
 
     def run(self) -> None:
         """Read until no slice is left. Raises ShardError."""
         out, ends = self._out, self._ends
-        while self._slices:
-            try:
-                start = self._slices.popleft()
-            except IndexError:  # Another thread was faster.
-                return
+        for start in self._slices:
             for n, (reader, i) in enumerate(self._located[start:start + _SLICE], start):
                 try:
                     reader.latents_into(i, out[ends[n]:ends[n + 1]])

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Items that a worker may be ahead, and slots: one more is being used, one more is about to be dropped.
-_AHEAD = 2
-_SLOTS = _AHEAD + 2
+AHEAD = 2
+_SLOTS = AHEAD + 2
 # Addresses of a slot; memory is taken by what was once written.
 _SLOT_BYTES = 1 << 32
 _ALIGN = 64
@@ -58,7 +58,7 @@ def by_workers(items: Items[Item_co], indices: Iterable[Any], workers: int) -> G
         for index, worker in zip(indices, itertools.cycle(team), strict=False):
             worker.ask(index)
             asked.append(worker)
-            if len(asked) == workers * _AHEAD:
+            if len(asked) == workers * AHEAD:
                 yield asked.popleft().answer()
         while asked:
             yield asked.popleft().answer()
@@ -106,8 +106,7 @@ class _Worker:
             weakref.finalize(memory, self._free.append, slot).atexit = False
         made = _Unpickler(told, memory).load()
         if isinstance(made, _Failed):
-            made.error.add_note(made.traceback)
-            raise made.error
+            raise made.error()
         return made
 
     def _died(self) -> None:
@@ -124,8 +123,19 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Failed:
-    error: Exception
+    """An error in words: as an object it may not come back from a pickle."""
+
+    kind: type[Exception]
+    message: str
     traceback: str
+
+    def error(self) -> Exception:
+        try:
+            error = self.kind(self.message)
+        except TypeError:  # It wants more than a message.
+            error = RuntimeError(f"{self.kind.__name__}: {self.message}")
+        error.add_note(self.traceback)
+        return error
 
 
 def _work(pipe: Connection, items: Items[Any]) -> None:
@@ -145,12 +155,7 @@ def _made(items: Items[Any], index: Any, memory: Bytes | None) -> bytes:
     try:
         return _pickled(items[index], memory)
     except Exception as error:  # noqa: BLE001 (the consumer raises it)
-        told = traceback.format_exc()
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 (an error that does not pickle is told in words)
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return _pickled(_Failed(error, told), None)
+        return _pickled(_Failed(type(error), str(error), traceback.format_exc()), None)
 
 
 def _slot(memory: mmap.mmap, slot: int) -> Bytes:
@@ -183,6 +188,8 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
+    """Reads what a `_Pickler` of a worker of ours has sent through its pipe; nothing else ever comes here."""
+
     def __init__(self, told: bytes, memory: Bytes | None):
         super().__init__(io.BytesIO(told))
         self._memory = memory

@@ -209,15 +209,12 @@ class ShardReader:
 
     def _place(self, i: int) -> tuple[int, int]:
         if not 0 <= i < self._fixed.rows:
-            raise self._no_row(i)
+            raise IndexError(f"row {i} of {self.path}, which has {self._fixed.rows}")
         return divmod(i, self._fixed.batch_rows)
-
-    def _no_row(self, i: int) -> IndexError:
-        return IndexError(f"row {i} of {self.path}, which has {self._fixed.rows}")
 
     def latents_into(self, i: int, out: memoryview) -> None:
         """Read row i's latents, 0 <= i < rows, into `out`, `schema.row_bytes` bytes. Raises DamagedRow."""
-        fixed = self._opened or self._fixed
+        fixed = self._fixed
         # Rows of text alone have no latents, and Arrow no place for them.
         read = os.preadv(fixed.descriptor, (out,), fixed.offsets[i]) if fixed.row_bytes else 0
         if read != fixed.row_bytes or (self.verify and xxhash.xxh3_64_intdigest(out) != fixed.checksums[i]):
@@ -225,10 +222,8 @@ class ShardReader:
 
     def uid(self, i: int) -> str:
         """32 hex digits."""
-        fixed = self._fixed
-        if not 0 <= i < fixed.rows:
-            raise self._no_row(i)
-        return fixed.uid(i)
+        self._place(i)
+        return self._fixed.uid(i)
 
     def latents(self, i: int) -> Tensor:
         """(C, T, h, w) float16; the tensor owns the only copy of the bytes."""

@@ -60,6 +60,17 @@ def test_items_come_in_order_and_whole_however_many_are_held():
         same(item, Items()[index])
 
 
+def mapping(tensor):
+    """The file whose memory a tensor lies in (Linux)."""
+    with open("/proc/self/maps") as file:
+        for line in file:
+            span, *_, name = line.split(maxsplit=5)
+            start, end = (int(place, 16) for place in span.split("-"))
+            if start <= tensor.data_ptr() < end:
+                return name
+    return None
+
+
 def test_memory_serves_again_once_nobody_holds_a_tensor_in_it():
     made = by_workers(Items(), itertools.count(), 1)
     first = next(made)
@@ -69,6 +80,7 @@ def test_memory_serves_again_once_nobody_holds_a_tensor_in_it():
     for index, item in zip(range(1, 40), made, strict=False):
         same(item, Items()[index])
         places.add(item.tensors[str(torch.float32)][0].data_ptr())
+        assert "memfd:showo2-items" in mapping(item.tensors[str(torch.float32)][0])
     assert len(places) <= 4 and kept.data_ptr() not in places
     assert kept.equal(Items()[0].tensors[str(torch.float32)][0])
     made.close()

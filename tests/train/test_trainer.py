@@ -45,12 +45,20 @@ def test_two_runs_with_one_seed_are_bit_equal(whole, tmp_path, data, parts):
     assert len(story(whole)) == 6
 
 
+def readers_of_this_process():
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
 def test_reading_processes_change_nothing_and_end_with_the_run(whole, tmp_path, data, parts):
-    before = psutil.Process().children()
-    Trainer(small_recipe(parts, readers=2), data, tmp_path).run()
+    before, during = len(readers_of_this_process()), []
+
+    def stop():
+        during.append(len(readers_of_this_process()))
+        return False
+
+    Trainer(small_recipe(parts, readers=2), data, tmp_path, stop=stop).run()
     assert_same(tmp_path, whole)
-    started = [child for child in psutil.Process().children() if child not in before]
-    assert not any("spawn_main" in " ".join(child.cmdline()) for child in started)
+    assert set(during) == {before + 2} and len(readers_of_this_process()) == before
 
 
 def test_another_seed_is_another_run(whole, tmp_path, data, parts):
