@@ -1,8 +1,9 @@
 """What a model that draws single pictures learns when clips and stories come in (section 4.4): `tiny-unified`, by command.
 
-A world of pictures, conversations, clips and stories is curated and encoded, the recipe trains from --init (or from what
-`tiny-distill` to `tiny-stage2` make of that world), and the judge looks at clips of held-out motions, hears stories from
-held-out beginnings, and looks at pictures and questions, before and after.
+A world of pictures, conversations, clips, conversations about clips, and stories is curated and encoded, the recipe trains
+from --init (or from what `tiny-distill` to `tiny-stage2` make of that world), and the judge looks at clips of held-out motions
+from nothing and from a first picture, asks about clips, hears stories from held-out beginnings, and looks at pictures and
+questions, before and after.
 
     python -m benchmarks.unified [--init EXPORT_OF_TINY_STAGE2] --json FILE [--out DIR]
 """
@@ -28,21 +29,23 @@ from showo2.tiny.sources import Options as World
 from showo2.tiny.sources import write_sources
 from showo2.train.recipe import Recipe
 
-PARTS = {"clip": "clips", "story": "stories", "picture": "pictures", "question": "questions"}
-MOVED, TOLD = 96, 90
-QUICK = {"pictures": 1, "questions": 1, "points": 4, "clips": 4, "stories": 5}
+PARTS = {"clip": "clips", "animation": "clips from a picture", "clip_question": "answers about clips", "story": "stories",
+         "picture": "pictures", "question": "answers"}  # fmt: skip
+ASKED = {"clips": 96, "animations": 96, "clip_questions": 48, "stories": 90}
+QUICK = {"pictures": 1, "questions": 1, "points": 4, "clips": 4, "animations": 4, "clip_questions": 1, "stories": 5}
 
 
 @dataclass(frozen=True)
 class Options:
     """init: what a trained tiny-stage2 was exported to; without it, one is trained first. out: folder for everything; run
-    again, it goes on. json: where the report goes. pictures, clips, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
+    again, it goes on. json: where the report goes. pictures, clips, clip_instruct, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
 
     init: str = ""
     out: Path = Path("build/benchmarks/unified")
     json: str = "build/benchmarks/unified.json"
     pictures: int = 8000
     clips: int = 3000
+    clip_instruct: int = 2000
     stories: int = 4000
     seed: int = 0
     quick: bool = False
@@ -51,10 +54,11 @@ class Options:
 def make_data(options: Options) -> str:
     """The dataset folder: without the web's pictures, whose alt texts would have to be described anew first."""
     world, data = options.out / "world", str(options.out / "data")
-    pictures, clips, stories = (200, 20, 40) if options.quick else (options.pictures, options.clips, options.stories)
-    write_sources(World(world, pictures, options.seed, clips=clips, stories=stories))
+    rows = World(world, options.pictures, options.seed, clips=options.clips, clip_instruct=options.clip_instruct,
+                 stories=options.stories)  # fmt: skip
+    write_sources(replace(rows, pictures=200, clips=20, clip_instruct=20, stories=40) if options.quick else rows)
     connect()
-    named = {"synthetic": "synthetic", "instruct": "instruct", "clips": "clips", "stories:omnicorpus": "stories"}
+    named = {name: name for name in ("synthetic", "instruct", "clips", "clip_instruct")} | {"stories:omnicorpus": "stories"}
     curate(CurateConfig(source=tuple(f"{name}={world / folder}" for name, folder in named.items()), out=data))
     encode(EncodeConfig(data=data, teacher_size=0 if options.init else 64))
     encode(EncodeConfig(data=data, clips=True))
@@ -76,11 +80,10 @@ def recipe_of(options: Options, name: str) -> Recipe:
 
 
 def scores(options: Options, name: str, checkpoint: str) -> dict[str, float]:
-    """The judge's four scores of a checkpoint."""
+    """The judge's scores of a checkpoint."""
     path = options.out / f"{name}.json"
     if not path.exists():
-        suite = QUICK if options.quick else {"clips": MOVED, "stories": TOLD}
-        evaluate(Evaluate(json=path, checkpoint=checkpoint, seed=options.seed, **suite))
+        evaluate(Evaluate(json=path, checkpoint=checkpoint, seed=options.seed, **(QUICK if options.quick else ASKED)))
     found = json.loads(path.read_text())
     return {parts: found[part]["score"] for part, parts in PARTS.items()}
 

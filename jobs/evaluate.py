@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jobs._console import progress, told_plainly
 from pipelines.publish import publish_json
-from showo2.evaluate.suite import KINDS, Report, Suite, evaluate
+from showo2.evaluate.suite import CLIP_KINDS, KINDS, Report, Suite, evaluate
 from showo2.tiny.world import CATEGORIES
 
 
@@ -49,8 +49,11 @@ def run(config: Evaluate) -> Report:
         drawn = bar.add_task("pictures", total=suite.pictures * len(CATEGORIES))
         asked = bar.add_task("questions", total=suite.questions * len(KINDS))
         clips = bar.add_task("clips", total=suite.clips, visible=suite.clips > 0)
+        animations = bar.add_task("animations", total=suite.animations, visible=suite.animations > 0)
+        clips_asked = bar.add_task("questions about clips", total=suite.clip_questions * len(CLIP_KINDS),
+                                   visible=suite.clip_questions > 0)
         stories = bar.add_task("stories", total=suite.stories, visible=suite.stories > 0)
-        tell = [partial(bar.advance, task) for task in (drawn, asked, clips, stories)]
+        tell = [partial(bar.advance, task) for task in (drawn, asked, clips, animations, clips_asked, stories)]
         report = evaluate(pipeline, suite, *tell)
     publish_json(
         str(config.json.parent),
@@ -59,7 +62,8 @@ def run(config: Evaluate) -> Report:
     )
     if config.save is not None:
         config.save.mkdir(parents=True, exist_ok=True)
-        images = [item.image for part in (report.drawn, report.asked, report.clips, report.stories) for item in part]
+        parts = (report.drawn, report.asked, report.clips, report.animations, report.clips_asked, report.stories)
+        images = [item.image for part in parts for item in part]
         for i, image in enumerate(images):
             image.save(config.save / f"{i:05d}.png")
     return report

@@ -2,8 +2,8 @@
 
 python -m jobs.generate --checkpoint DIR --prompts FILE.jsonl --out DIR --seed N
 
-One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. With
---story 4 each prompt begins a story, and its file shows the story's pictures in a row, each with its text. Run again, it keeps
+One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. A clip
+begins with a picture where its line names one: `{"prompt": "...", "image": "first.png"}`, a path from the file's folder. With --story 4 each prompt begins a story, and its file shows the story's pictures in a row, each with its text. Run again, it keeps
 what is done.
 """
 
@@ -47,7 +47,7 @@ class Generate:
     """Draw what a file of prompts asks for: 00000.png, 00001.png, ... and manifest.json."""
 
     prompts: Path
-    """JSON lines, each {"prompt": "..."}"""
+    """JSON lines, each {"prompt": "..."}, with "image": "FILE" where a clip shall begin with a picture"""
     out: str
     """folder or URL that the pictures go to"""
     checkpoint: str = "tiny:reference"
@@ -83,12 +83,26 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A line of the file; `image` is the picture that a clip begins with."""
+
+    text: str
+    image: Path | None = None
+
+    @property
+    def key(self) -> list[str | None]:
+        """What a result depends on: the text, and the bytes of the picture."""
+        return [self.text, None if self.image is None else _sha256(self.image.read_bytes())]
+
+
+@dataclass(frozen=True)
 class Batch:
     """The unit of work: consecutive prompts, drawn together; `id` hashes all that the pictures depend on."""
 
     id: str
     start: int
     prompts: list[str]
+    images: list[Path]
     extension: str
 
     @property
@@ -97,29 +111,46 @@ class Batch:
         return [f"{self.start + i:05d}.{self.extension}" for i in range(len(self.prompts))]
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a JSON lines file; blank lines are passed over, a bad one is an error that names file:line."""
     prompts = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            prompt = json.loads(line.decode())["prompt"]
-            if not isinstance(prompt, str):
-                raise TypeError(f"the prompt is {prompt!r}, not text")
+            asked = json.loads(line.decode())
+            prompt, image = asked["prompt"], asked.get("image")
+            if not isinstance(prompt, str) or not isinstance(image, str | None):
+                raise TypeError(f"the prompt is {prompt!r}, the image {image!r}: both are texts")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f'{path}:{number}: expected {{"prompt": "..."}} in UTF-8: {error!r}') from None
-        prompts.append(prompt)
+        prompts.append(Prompt(prompt, None if image is None else _picture(path, number, image)))
     if not prompts:
         raise ValueError(f'{path}: no prompts; write one {{"prompt": "..."}} a line')
+    if 0 < (begun := sum(prompt.image is not None for prompt in prompts)) < len(prompts):
+        raise ValueError(f"{path}: {begun} of {len(prompts)} lines name an image; give one to each line, or to none")
     return prompts
+
+
+def _picture(prompts: Path, number: int, name: str) -> Path:
+    """The path of a line's picture, which can be read."""
+    path = prompts.parent / name
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{prompts}:{number}: image {path}: {error}; name a picture, as a path from the file's folder") from None
+    return path
 
 
 def generate(config: Generate) -> dict[str, Any]:
     """Draw what is not yet there, and return the manifest."""
     if config.story and (config.frames != 1 or config.size is not None or config.sheet):
         raise ValueError("--story goes with no --frames, --size or --sheet: its pictures have the model's size and stand in a row")
-    prompts = read_prompts(config.prompts)
+    asked = read_prompts(config.prompts)
+    prompts = [prompt.text for prompt in asked]
+    if asked[0].image and (config.frames == 1 or config.size is not None):
+        raise ValueError("pictures begin clips of the model's size: add --frames 17, and no --size, or leave the images out")
     # Imported late: --help and a bad prompt answer at once.
     from showo2.generate import Sampling, Showo2Pipeline
 
@@ -138,9 +169,10 @@ def generate(config: Generate) -> dict[str, Any]:
         "batch": config.batch,
     }
     batches = [
-        Batch(fingerprint(request, start, part), start, part, config.extension)
+        Batch(fingerprint(request, start, [p.key for p in part]), start, [p.text for p in part],
+              [p.image for p in part if p.image], config.extension)
         for start in range(0, len(prompts), config.batch)
-        for part in [prompts[start : start + config.batch]]
+        for part in [asked[start : start + config.batch]]
     ]
     finished = _finished(config.out, batches)
     Console().print(
@@ -158,7 +190,7 @@ def generate(config: Generate) -> dict[str, Any]:
     _forget_others(config.out, batches)
     manifest = {
         "request": request,
-        "request_hash": fingerprint(request, prompts),
+        "request_hash": fingerprint(request, [prompt.key for prompt in asked]),
         "prompts": prompts,
         "files": [
             {"path": name, "sha256": hashlib.sha256(read_bytes(config.out, name)).hexdigest()}
@@ -189,7 +221,10 @@ def _drawn(pipeline: Showo2Pipeline, config: Generate, batch: Batch) -> list[byt
     request: dict[str, Any] = {"guidance": config.guidance, "points": config.points, "seed": config.seed,
                                "batch": config.batch, "first": batch.start}  # fmt: skip
     if config.frames != 1:
-        clips = pipeline.video(batch.prompts, frames=config.frames, size=config.size, **request)
+        if batch.images:
+            clips = pipeline.animate([Image.open(path) for path in batch.images], batch.prompts, frames=config.frames, **request)
+        else:
+            clips = pipeline.video(batch.prompts, frames=config.frames, size=config.size, **request)
         return [mp4(clip, CLIP_RATE, comment=prompt) for clip, prompt in zip(clips, batch.prompts, strict=True)]
     if config.story:
         stories = pipeline.stories(batch.prompts, pictures=config.story, **request)

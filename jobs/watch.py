@@ -65,7 +65,7 @@ def watch(config: Watch) -> list[Place]:
     run = Place(config.run)
     if not (run / CONFIG).exists():
         raise ValueError(f"{config.run} is no run of jobs.train: it has no {CONFIG}")
-    prompts = None if config.prompts is None else read_prompts(config.prompts)
+    prompts = None if config.prompts is None else [prompt.text for prompt in read_prompts(config.prompts)]
     made: list[Place] = []
     waiting = False
     while True:

@@ -8,6 +8,7 @@ document those of all its pictures.
 import functools
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from pipelines.probe import EXTENSIONS, Probe, ProbeError, probe
 from pipelines.publish import Unit
 from pipelines.tar import Damage, Member, Refused, TarReader, split_key
 
-VERSION = 6  # goes up when the same tar gives other facts
+VERSION = 7  # goes up when the same tar gives other facts
 
 GIVEN_SCORES = ("aesthetic", "watermark", "nsfw", "similarity")
 PICTURE = pa.struct(
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
         ("tar", pa.string()),
         ("offset", pa.int64()),  # of the picture's bytes in the tar
         ("size", pa.int64()),  # of the picture, bytes
-        ("kind", pa.string()),  # pair | conversation | video | document | text | damage
+        ("kind", pa.string()),  # pair | conversation | video | video_conversation | document | text | damage
         ("text", pa.string()),
         ("messages", pa.string()),  # JSON: turns [{"from", "value"}, ...], or a document's segments
         ("pictures", pa.list_(PICTURE)),  # of a document, as its segments name them
@@ -93,6 +94,7 @@ class _Sample:
     key: str
     members: set[str] = field(default_factory=set)
     pictures: int = 0
+    moving: bool = False  # whether its picture is a video
     numbered: dict[int, dict[str, Any]] = field(default_factory=dict)  # pictures of a document, as in PICTURE
     segments: list[dict[str, Any]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class _Sample:
     errors: dict[str, str] = field(default_factory=dict)  # class -> detail, the first one of each class
 
 
+# Where a conversation shows what it is about.
+SHOWN = re.compile("<(image|video)>")
 # Where a sample has several errors, the first of these is its class.
 _PRECEDENCE = ("tar_cut", "unsafe_name", "duplicate_member", "several_pictures", "missing_image")
 
@@ -156,13 +160,15 @@ def _is_complete(sample: _Sample, preset: Preset) -> bool:
 
 
 def _kind(sample: _Sample, preset: Preset) -> str:
-    """What a sample is: a text only where its source is one of texts, or where a conversation asks of no picture."""
+    """What a sample is: a text only where its source is one of texts, or where a conversation asks of no picture or video."""
     turns = sample.values.get("messages")
     if sample.segments or "bad_document" in sample.errors or (sample.numbered and not sample.pictures):
         return "document"
-    if not sample.pictures and (preset.kind == "texts" or (turns and "<image>" not in turns)):
+    if not sample.pictures and (preset.kind == "texts" or (turns and not SHOWN.search(turns))):
         return "text"
-    return "conversation" if turns else sample.values.get("kind", "pair")
+    if sample.moving:
+        return "video_conversation" if turns else "video"
+    return "conversation" if turns else "pair"
 
 
 def _take(sample: _Sample, member: Member, extension: str, limits: Limits, preset: Preset) -> None:
@@ -200,8 +206,8 @@ def _take_picture(sample: _Sample, member: Member, limits: Limits, video: bool) 
     found = _probed(member, limits, video)
     if "error" in found:
         sample.errors.setdefault(found.pop("error"), found.pop("detail"))
-    elif video:
-        found["kind"] = "video"
+    else:
+        sample.moving = video
     sample.values |= found
 
 

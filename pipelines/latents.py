@@ -31,6 +31,7 @@ from showo2.vae import SPATIAL, WanVAE, center_crop_resize, to_pixels
 VERSION = 1  # goes up when the same pictures give other latents
 CROP = "the largest centred square, bicubic, from a JPEG decoded at twice the size or more"
 KINDS = ("pair", "conversation", "interleaved", "text")
+_FILMED = {"video": "pair", "video_conversation": "conversation"}  # kinds of facts, and of their shards
 TEXT_BUCKET = (0, 0, 0)
 TEACHER_QUALITY = 95
 FIRST_FRAME = 0.02  # most that a clip's first latent frame may differ from its first frame's: rounding of fp16
@@ -78,16 +79,15 @@ class Options:
 
     def takes(self, row: Facts) -> bool:
         """Whether a row of the selection is made in this call."""
-        return (row["kind"] == "video") == self.clips
+        return (row["kind"] in _FILMED) == self.clips
 
     def group(self, row: Facts) -> tuple[str, Bucket]:
-        """Kind and bucket of the shard that a row goes to: a video is a pair of clip and caption, a document's
-        pictures are its frames."""
+        """Kind and bucket of the shard that a row goes to; a document's pictures are its frames."""
         if row["kind"] == "document":
             return "interleaved", (len(row["pictures"]), *self.bucket[1:])
         if row["kind"] == "text":
             return "text", TEXT_BUCKET
-        return "pair" if row["kind"] == "video" else row["kind"], self.bucket
+        return _FILMED.get(str(row["kind"]), str(row["kind"])), self.bucket
 
     def folder(self, bucket: Bucket) -> str:
         """Where the shards of a bucket lie."""

@@ -253,7 +253,7 @@ def _score_row(row: Row, scores: dict[tuple[str, int | None], Row]) -> Row:
 def measurable(scorer: Scorer, rows: list[Row]) -> list[Row]:
     """What a scorer can look at: usable rows with a text of their own, or with one picture, or videos; and of documents
     each picture, as a row with the `number` of the picture."""
-    by_name = {"text": ("pair", "video", "text"), "video": ("video",)}
+    by_name = {"text": ("pair", "video", "text"), "video": ("video", "video_conversation")}
     kinds = by_name.get(scorer.name, ("pair", "conversation"))
     found = []
     for row in rows:

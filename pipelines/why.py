@@ -30,7 +30,7 @@ def why(out: str, uid: str) -> list[str]:
         lines.append(f"  bytes {row['offset']:,} to {row['offset'] + row['size']:,}, xxh3 {row['hash']}")
     if row["width"] is not None:
         lines.append(f"  {row['format']} {row['width']} x {row['height']}, {row['mode']}")
-    lines.append(f"  text: {row['text']!r}" if row["kind"] in ("pair", "text") else f"  {row['kind']}")
+    lines.append(f"  text: {row['text']!r}" if row["kind"] in ("pair", "text", "video") else f"  {row['kind']}")
     lines += [f"  {_picture(picture)}" for picture in row["pictures"] or []]
     lines += [f"  scores: {', '.join(_scored(row))}"] if _scored(row) else []
     lines += [f"account: {_ended(account)}", *_copies(out, account["uid"]), *_chosen(out, account)]

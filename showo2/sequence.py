@@ -104,8 +104,8 @@ def interleaved(special: SpecialTokens, segments: Sequence[list[int] | Media], f
 def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], media: Media | None, style: str) -> Document:
     """A LLaVA conversation, answers (and the end token after each) supervised.
 
-    `messages` are `{"from": "human" | "gpt", "value": text}`; `<image>` in the first question is where the picture
-    stands; it always goes first. Style "chat" is Qwen's template with system prompt and roles (the paper's stages 2b
+    `messages` are `{"from": "human" | "gpt", "value": text}`; `<image>` or `<video>` in the first question is where the
+    picture or clip stands; it always goes first. Style "chat" is Qwen's template with system prompt and roles (the paper's stages 2b
     and 2c); "pretrain" is [BOS] [BOI] image [EOI] answer [EOS] question answer [EOS], the image being the first
     question (stage 2a); "plain" is the same with the first question kept, and a space after each.
     A last message from "human" leaves the answer open, as generation needs it.
@@ -121,7 +121,7 @@ def conversation(tokenizer: Tokenizer, messages: list[dict[str, str]], media: Me
     else:
         parts.append(Text([special.bos]))
     for i, message in enumerate(messages):
-        value = message["value"].replace("<image>", "").strip()
+        value = message["value"].replace("<image>", "").replace("<video>", "").strip()
         if message["from"] == "human":
             if chat:
                 parts.append(Text([special.bos, *encode("user\n")]))

@@ -63,8 +63,11 @@ def build(task: Task, row: Row, draws: Draws, tokenizer: Tokenizer, context: int
         if row.text.messages:
             return _fitting_turns(tokenizer, row.text.conversation(), None, style, context)
         return interleaved(special, [tokenizer.encode(row.text.text)[:context - 2]])
-    if task == "generate":
-        media = Media(row.latents.float(), draws.times[0], draws.noise, target=True)
+    if task in ("generate", "animate"):
+        latents, noise = row.latents.float(), draws.noise
+        if task == "animate":
+            noise = begun(latents, noise)
+        media = Media(latents, draws.times[0], noise, target=True)
         caption = [] if draws.drop < caption_dropout else tokenizer.encode(row.text.text)
         room = context - length(text_to_image(special, [], media))
         return text_to_image(special, caption[:room], media)
@@ -73,6 +76,14 @@ def build(task: Task, row: Row, draws: Draws, tokenizer: Tokenizer, context: int
         room = context - length(captioning(special, media, []))
         return captioning(special, media, tokenizer.encode(row.text.text)[:room])
     return _fitting_turns(tokenizer, row.text.conversation(), media, style, context)
+
+
+def begun(latents: Tensor, noise: Tensor) -> Tensor:
+    """Noise (C, T, h, w) of a clip whose first latent frame is given: at any t that frame is clean, and its velocity is 0.
+
+    The released sampler holds the first frame in this way, at the clip's own t.
+    """
+    return torch.cat([latents[:, :1], noise[:, 1:]], 1)
 
 
 def clean_history(pictures: int, draws: Draws) -> int:

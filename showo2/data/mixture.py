@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from showo2.shards import Shard
 from showo2.shards.format import Bucket
 
-Task = Literal["generate", "caption", "converse", "tell", "read", "distill"]
+Task = Literal["generate", "animate", "caption", "converse", "tell", "read", "distill"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One ingredient of a mixture: rows of a kind, turned into documents of a task.
 
-    task: what is learned: `generate` a picture or clip from its caption, `caption` one, `converse` about one, `tell` an
-    interleaved document (its texts and its pictures), `read` text alone, `distill` SigLIP.
+    task: what is learned: `generate` a picture or clip from its caption, `animate` a clip's first picture, `caption` a
+    picture or clip, `converse` about one, `tell` an interleaved document (its texts and its pictures), `read` text alone,
+    `distill` SigLIP.
     samples: how many of them are in each global batch. sources: only rows of these sources (empty: all).
     bucket: latent frames, height and width (None: the pictures of the stage); any number of frames for `interleaved`,
     whose frames are pictures.
@@ -38,6 +39,11 @@ class Entry:
     samples: int
     sources: tuple[str, ...] = ()
     bucket: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task == "animate" and (self.bucket is None or self.bucket[0] < 2):
+            raise ValueError(f"entry {self.name!r}: only clips can be animated, and its bucket is {self.bucket}; "
+                             "give one of several latent frames, for example (5, 54, 54)")
 
     def wants(self, shard: Shard, bucket: Bucket) -> bool:
         """Whether the shard's rows belong to this entry; `bucket` is that of the stage's pictures."""

@@ -16,6 +16,7 @@ from showo2.tiny.world import parse
 # Of the picture's side, in the two seconds of a clip: an object crosses a third of it.
 LEAST_WAY = 0.15
 MOST_ASIDE = 0.1
+NEAR = 0.05
 LEAST_PICTURES = 2
 
 
@@ -36,6 +37,12 @@ def judge_clip(prompt: str, frames: Sequence[Image.Image]) -> bool:
     across = [thing.x * dy + thing.y * dx for thing in seen]
     steady = all(after - before > -0.02 for before, after in pairwise(along))
     return along[-1] - along[0] >= LEAST_WAY and max(across) - min(across) <= MOST_ASIDE and steady
+
+
+def judge_animation(prompt: str, picture: Image.Image, frames: Sequence[Image.Image]) -> bool:
+    """As `judge_clip`; and the first frame shows the object where `picture` does, within a twentieth of the side."""
+    pairs = zip(detect(picture), detect(frames[0]), strict=False)
+    return judge_clip(prompt, frames) and all(abs(a.x - b.x) <= NEAR and abs(a.y - b.y) <= NEAR for a, b in pairs)
 
 
 def judge_story(parts: Sequence[str | Image.Image]) -> bool:

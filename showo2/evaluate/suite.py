@@ -1,8 +1,8 @@
 """The suite `shapes`: six GenEval-like categories of prompts, four kinds of questions, all held out from training.
 
 Every prompt and every scene asked about belongs to the held-out quarter of the world, so the scores measure new
-combinations. Clips, of held-out motions, and stories, from held-out beginnings, are drawn on demand: most models have seen
-none. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
+combinations. Clips, of held-out motions, from nothing or from a first picture, and stories, from held-out beginnings, are
+drawn on demand: most models have seen none. Nothing is drawn by chance but the noise of the pictures, which depends on the seed.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from showo2.evaluate.moving import judge_clip, judge_story
+from showo2.evaluate.moving import judge_animation, judge_clip, judge_story
 from showo2.evaluate.shapes import Detected, detect, judge
-from showo2.tiny.moving import DIRECTIONS, motion_prompts, parse_motion, story_prompts
-from showo2.tiny.questions import questions
+from showo2.tiny.moving import (
+    DIRECTIONS,
+    SECONDS,
+    draw_motion,
+    first_picture,
+    motion_prompts,
+    parse_motion,
+    story_prompts,
+)
+from showo2.tiny.questions import motion_questions, questions
 from showo2.tiny.render import render
 from showo2.tiny.words import PLACES
 from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
 
 KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
-SCENE_SIZE = 512
+CLIP_KINDS = {"direction": "where does", "colour": "what colour", "shape": "what shape"}
+SCENE_SIZE, CLIP_SIZE = 512, 128
 _SCENES_SEED = 20250618
+Shown = Image.Image | list[Image.Image]
 
 
 class Model(Protocol):
@@ -44,13 +54,17 @@ class Model(Protocol):
               on_batch: Callable[[int], None] | None) -> list[list[Image.Image]]:
         """The frames of one clip a prompt."""
 
+    def animate(self, images: Sequence[Image.Image], prompts: Sequence[str], guidance: float, points: int, seed: int, *,
+                batch: int, on_batch: Callable[[int], None] | None) -> list[list[Image.Image]]:
+        """The frames of one clip a picture and prompt, which begins with the picture."""
+
     def stories(self, histories: Sequence[str], guidance: float, points: int, seed: int, *, batch: int,
                 on_batch: Callable[[int], None] | None) -> list[list[str | Image.Image]]:
         """The texts and pictures that follow each beginning."""
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str], max_new_tokens: int, *,
+    def answer(self, images: Sequence[Shown], questions: Sequence[str], max_new_tokens: int, *,
                batch: int) -> list[str]:
-        """One answer a picture and question."""
+        """One answer a picture, or the frames of a clip, and question."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,10 @@ class Suite:
     """of each kind"""
     clips: int = 0
     """of motions; held-out ones take turns"""
+    animations: int = 0
+    """clips that begin with a picture; held-out motions take turns"""
+    clip_questions: int = 0
+    """about clips, of each kind"""
     stories: int = 0
     """from first texts; held-out ones take turns"""
     guidance: float = 4.0
@@ -92,7 +110,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a rendered scene, and its answer."""
+    """A question about a rendered scene or clip (`image`: its last frame), and its answer."""
 
     kind: str
     question: str
@@ -116,6 +134,8 @@ class Report:
     drawn: list[Drawn]
     asked: list[Asked]
     clips: list[Drawn]
+    animations: list[Drawn]
+    clips_asked: list[Asked]
     stories: list[Drawn]
     manifest: dict[str, Any]
 
@@ -123,11 +143,15 @@ class Report:
     def scores(self) -> dict[str, Any]:
         """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`.
 
-        With clips also `"clip"`, by direction, with stories `"story"`, by the first text's place.
+        With clips also `"clip"`, by direction, and so `"animation"`; with questions about clips `"clip_question"`, by kind;
+        with stories `"story"`, by the first text's place.
         """
-        moving = {"clip": (tuple(DIRECTIONS), self.clips), "story": (PLACES, self.stories)}
+        moving = {"clip": (tuple(DIRECTIONS), self.clips), "animation": (tuple(DIRECTIONS), self.animations),
+                  "story": (PLACES, self.stories)}
         return {"picture": _shares(CATEGORIES, [(d.category, d.right) for d in self.drawn]),
                 "question": _shares(tuple(KINDS), [(a.kind, a.right) for a in self.asked]),
+                **({"clip_question": _shares(tuple(CLIP_KINDS), [(a.kind, a.right) for a in self.clips_asked])}
+                   if self.clips_asked else {}),
                 **{part: _shares(names, [(d.category, d.right) for d in drawn])
                    for part, (names, drawn) in moving.items() if drawn},
                 "manifest": self.manifest}
@@ -136,10 +160,12 @@ class Report:
     def details(self) -> dict[str, Any]:
         """Each prompt with what was seen, each question with its answer, in the order of the pictures' numbers."""
         told = {name: [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen} for d in drawn]
-                for name, drawn in (("pictures", self.drawn), ("clips", self.clips), ("stories", self.stories))}
+                for name, drawn in (("pictures", self.drawn), ("clips", self.clips), ("animations", self.animations),
+                                    ("stories", self.stories))}
         return {**told,
-                "questions": [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
-                               "right": a.right} for a in self.asked]}
+                **{name: [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
+                           "right": a.right} for a in asked]
+                   for name, asked in (("questions", self.asked), ("clip_questions", self.clips_asked))}}
 
 
 def picture_prompts(suite: Suite) -> list[tuple[str, str]]:
@@ -159,20 +185,48 @@ def scene_questions(suite: Suite) -> list[tuple[str, str, str, Image.Image]]:
     while any(missing.values()):
         scene = draw_scene(rng, held_out=True)
         for question, answer in questions(scene, rng):
-            kind = next((k for k, words in KINDS.items() if question.startswith(words)), None)
-            if kind is not None and missing[kind]:
-                missing[kind] -= 1
+            if _wanted(kind := _kind(KINDS, question), missing):
                 chosen.append((kind, question, answer, render(scene, SCENE_SIZE)))
                 break
     return chosen
 
 
-def clip_prompts(suite: Suite) -> list[tuple[str, str]]:
-    """(direction, prompt) of every clip: the held-out motions of each direction in turn."""
+def _kind(kinds: dict[str, str], question: str) -> str:
+    """Of a question; empty where the suite asks none of its kind."""
+    return next((kind for kind, words in kinds.items() if question.startswith(words)), "")
+
+
+def _wanted(kind: str, missing: dict[str, int]) -> bool:
+    """Whether one more of that kind is asked; then it is counted."""
+    wanted = missing.get(kind, 0) > 0
+    if wanted:
+        missing[kind] -= 1
+    return wanted
+
+
+def clip_questions(suite: Suite) -> list[tuple[str, str, str, list[Image.Image]]]:
+    """(kind, question, answer, frames of a clip) of every question about clips: one a held-out motion."""
+    rng = random.Random(_SCENES_SEED)
+    missing = dict.fromkeys(CLIP_KINDS, suite.clip_questions)
+    chosen = []
+    while any(missing.values()):
+        motion = draw_motion(rng, held_out=True)
+        start = rng.random() / SECONDS
+        for question, answer in motion_questions(motion, rng):
+            if _wanted(kind := _kind(CLIP_KINDS, question), missing):
+                # As training clips are: every third of 24 frames a second.
+                shares = [start + frame / (8 * SECONDS) for frame in range(17)]
+                chosen.append((kind, question, answer, [render(motion.at(share), CLIP_SIZE) for share in shares]))
+                break
+    return chosen
+
+
+def clip_prompts(clips: int) -> list[tuple[str, str]]:
+    """(direction, prompt) of so many clips: the held-out motions of each direction in turn."""
     prompts = motion_prompts(held_out=True)
     by_direction = {d: [p for p in prompts if parse_motion(p)[1] == d] for d in DIRECTIONS}
-    turns = [(d, by_direction[d][i % len(by_direction[d])]) for i in range(suite.clips) for d in DIRECTIONS]
-    return turns[:suite.clips]
+    turns = [(d, by_direction[d][i % len(by_direction[d])]) for i in range(clips) for d in DIRECTIONS]
+    return turns[:clips]
 
 
 def story_beginnings(suite: Suite) -> list[tuple[str, str]]:
@@ -183,30 +237,63 @@ def story_beginnings(suite: Suite) -> list[tuple[str, str]]:
 
 def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | None = None,
              on_questions: Callable[[int], None] | None = None, on_clips: Callable[[int], None] | None = None,
+             on_animations: Callable[[int], None] | None = None, on_clip_questions: Callable[[int], None] | None = None,
              on_stories: Callable[[int], None] | None = None) -> Report:
     """Draw, judge, ask. `on_pictures(n)` and its like hear of n more that are done."""
     asked_for, tests = picture_prompts(suite), scene_questions(suite)
     images = model.image([prompt for _, prompt in asked_for], suite.guidance, suite.points, suite.seed,
                          batch=suite.batch, on_batch=on_pictures)
     drawn = [_judged(category, prompt, image) for (category, prompt), image in zip(asked_for, images, strict=True)]
+    asked = _asked(model, suite, tests, on_questions)
+    moved, animated = _clips(model, suite, on_clips), _animations(model, suite, on_animations)
+    clips_asked = _asked(model, suite, clip_questions(suite), on_clip_questions)
+    return Report(drawn, asked, moved, animated, clips_asked, _stories(model, suite, on_stories),
+                  _manifest(model, suite, asked_for, tests))
+
+
+def _asked(model: Model, suite: Suite, tests: Sequence[tuple[str, str, str, Shown]],
+           on_batch: Callable[[int], None] | None) -> list[Asked]:
     asked: list[Asked] = []
     for start in range(0, len(tests), suite.batch):
         part = tests[start:start + suite.batch]
         answers = model.answer([t[3] for t in part], [t[1] for t in part], 16, batch=suite.batch)
-        asked += [Asked(kind, question, expected, answer, image)
-                  for (kind, question, expected, image), answer in zip(part, answers, strict=True)]
-        if on_questions is not None:
-            on_questions(len(part))
-    motions = clip_prompts(suite)
+        asked += [Asked(kind, question, expected, answer, shown if isinstance(shown, Image.Image) else shown[-1])
+                  for (kind, question, expected, shown), answer in zip(part, answers, strict=True)]
+        if on_batch is not None:
+            on_batch(len(part))
+    return asked
+
+
+def _clips(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
+    motions = clip_prompts(suite.clips)
     clips = model.video([prompt for _, prompt in motions], suite.guidance, suite.points, suite.seed,
-                        batch=max(1, suite.batch // 5), on_batch=on_clips) if motions else []
-    moved = [Drawn(direction, prompt, judge_clip(prompt, frames), _names(detect(frames[-1])), frames[-1])
-             for (direction, prompt), frames in zip(motions, clips, strict=True)]
+                        batch=_clips_together(suite), on_batch=on_batch) if motions else []
+    return [_moved(direction, prompt, frames, judge_clip(prompt, frames))
+            for (direction, prompt), frames in zip(motions, clips, strict=True)]
+
+
+def _animations(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
+    motions, rng = clip_prompts(suite.animations), random.Random(_SCENES_SEED)
+    begin = [first_picture(prompt, rng, SCENE_SIZE) for _, prompt in motions]
+    clips = model.animate(begin, [prompt for _, prompt in motions], suite.guidance, suite.points, suite.seed,
+                          batch=_clips_together(suite), on_batch=on_batch) if motions else []
+    return [_moved(direction, prompt, frames, judge_animation(prompt, picture, frames))
+            for (direction, prompt), picture, frames in zip(motions, begin, clips, strict=True)]
+
+
+def _clips_together(suite: Suite) -> int:
+    return max(1, suite.batch // 5)
+
+
+def _moved(direction: str, prompt: str, frames: list[Image.Image], right: bool) -> Drawn:
+    return Drawn(direction, prompt, right, _names(detect(frames[-1])), frames[-1])
+
+
+def _stories(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
     beginnings = story_beginnings(suite)
     told = model.stories([text for _, text in beginnings], suite.guidance, suite.points, suite.seed, batch=suite.batch,
-                         on_batch=on_stories) if beginnings else []
-    stories = [_judged_story(place, text, parts) for (place, text), parts in zip(beginnings, told, strict=True)]
-    return Report(drawn, asked, moved, stories, _manifest(model, suite, asked_for, tests))
+                         on_batch=on_batch) if beginnings else []
+    return [_judged_story(place, text, parts) for (place, text), parts in zip(beginnings, told, strict=True)]
 
 
 def _judged(category: str, prompt: str, image: Image.Image) -> Drawn:

@@ -85,12 +85,19 @@ class Showo2Pipeline:
         shape = self._shape(_latent_frames(frames), size)
         return list(self._drawn(prompts, shape, Sampling(points, guidance), seed, batch, first, on_batch))
 
-    def animate(self, image: Image.Image, prompt: str, guidance: float = 5.0, points: int = 50, seed: int = 0, *,
-                frames: int = 17) -> list[Image.Image]:
-        """The frames of a clip that begins with `image`, cropped and resized to the model's size; otherwise as `video`."""
+    def animate(self, images: Image.Image | Sequence[Image.Image], prompts: str | Sequence[str], guidance: float = 5.0,
+                points: int = 50, seed: int = 0, *, frames: int = 17, batch: int = 4, first: int = 0,
+                on_batch: Callable[[int], None] | None = None) -> list[list[Image.Image]]:
+        """The frames of one clip a picture and prompt, which begins with the picture; otherwise as `video`.
+
+        Pictures are cropped and resized to the model's size.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} pictures and {len(prompts)} prompts: give one prompt a picture")
         shape = self._shape(_latent_frames(frames), None)
-        held = self.encode([image])[0]
-        return next(self._drawn(prompt, shape, Sampling(points, guidance), seed, 1, 0, None, held))
+        return list(self._drawn(prompts, shape, Sampling(points, guidance), seed, batch, first, on_batch, images))
 
     def story(self, history: str | Sequence[Told], guidance: float = 5.0, points: int = 50, seed: int = 0, *,
               pictures: int = 4, max_new_tokens: int = 64) -> list[Told]:
@@ -163,17 +170,16 @@ class Showo2Pipeline:
 
     def _drawn(self, prompts: str | Sequence[str], shape: tuple[int, int, int, int], sampling: Sampling, seed: int,
                batch: int, first: int, on_batch: Callable[[int], None] | None,
-               held: Tensor | None = None) -> Iterator[list[Image.Image]]:
-        """The frames of each prompt's clip; `held`: latents (C, T, h, w) that it begins with."""
+               begin: Sequence[Image.Image] = ()) -> Iterator[list[Image.Image]]:
+        """The frames of each prompt's clip; `begin`: the pictures that they begin with."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         special = self.tokenizer.special
         for rows in _batches(len(prompts), batch):
             noise = start_noise(seed, range(first + rows.start, first + rows.stop), shape).to(self.device)
-            if held is not None:
-                noise[:, :, :held.shape[1]] = held
+            if begin:
+                noise[:, :, :1] = self.encode([begin[i] for i in rows])
             documents: list[Document] = [[Text([special.bos, *self.tokenizer.encode(prompts[i])])] for i in rows]
-            kept = 0 if held is None else held.shape[1]
-            yield from self.decode(sample(self.model, special, documents, noise, sampling, kept))
+            yield from self.decode(sample(self.model, special, documents, noise, sampling, held=1 if begin else 0))
             if on_batch is not None:
                 on_batch(len(rows))
 

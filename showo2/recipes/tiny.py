@@ -79,14 +79,16 @@ INTERLEAVED = replace(
 
 UNIFIED = replace(
     STAGE2, name="tiny-unified",
-    summary="one model for all (section 4.4): everything trains, on clips and stories beside what stage 2 had",
+    summary="one model for all (section 4.4): everything trains, on clips, questions about them and stories beside what stage 2 had",
     context=192,
     mixture=(Entry("generate", "generate", "pair", samples=16),
              Entry("caption", "caption", "pair", samples=3),
-             Entry("converse", "converse", "conversation", samples=12),
+             Entry("converse", "converse", "conversation", samples=16),
              Entry("stories", "tell", "interleaved", samples=8),
-             Entry("generate-clips", "generate", "pair", samples=16, bucket=CLIP),
-             Entry("caption-clips", "caption", "pair", samples=3, bucket=CLIP)),
+             Entry("generate-clips", "generate", "pair", samples=10, bucket=CLIP),
+             Entry("animate-clips", "animate", "pair", samples=6, bucket=CLIP),
+             Entry("caption-clips", "caption", "pair", samples=2, bucket=CLIP),
+             Entry("converse-clips", "converse", "conversation", samples=6, bucket=CLIP)),
     groups=(Group(PARTS, 1.5e-3),), steps=4000)
 
 HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from itertools import product
 
+from PIL import Image
+
 from showo2.movies import mp4
 from showo2.tiny.render import render
 from showo2.tiny.words import PLACES, Description, Group, parse, phrase
@@ -77,6 +79,13 @@ def draw_motion(rng: random.Random, held_out: bool = False) -> Motion:
         motion = Motion(thing, rng.choice(list(DIRECTIONS)))
         if motion_is_held_out(describe_motion(motion)) == held_out:
             return motion
+
+
+def first_picture(prompt: str, rng: random.Random, side: int) -> Image.Image:
+    """A picture that a clip with this caption may begin with, `side` pixels wide: windows of 2 s begin in a movie's first one."""
+    kind, direction = parse_motion(prompt)
+    motion = Motion(placed(rng, (str(kind.colour), kind.shape), "centre"), direction)
+    return render(motion.at(rng.random() / SECONDS), side)
 
 
 def movie(motion: Motion, side: int) -> bytes:

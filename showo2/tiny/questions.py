@@ -1,9 +1,10 @@
-"""Questions about scenes of the world of shapes, each with one right answer of a word or two."""
+"""Questions about scenes and clips of the world of shapes, each with one right answer of a word or two."""
 
 import random
 from collections import Counter
 from collections.abc import Iterator
 
+from showo2.tiny.moving import Motion
 from showo2.tiny.words import COLOURS, COUNTS, OPPOSITE, SHAPES
 from showo2.tiny.world import Scene, place_is_clear, place_of, summarise
 
@@ -17,6 +18,15 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         *_count_questions(scene),
     ]
     asked += _relation_questions(scene, rng)
+    rng.shuffle(asked)
+    return asked
+
+
+def motion_questions(motion: Motion, rng: random.Random) -> list[tuple[str, str]]:
+    """The same about a clip: where its object moves, its colour and its shape."""
+    scene = motion.at(0.5)
+    (thing,) = scene.objects
+    asked = [(f"where does the {thing.shape} move?", motion.direction), *_colour_questions(scene), *_shape_questions(scene)]
     rng.shuffle(asked)
     return asked
 

@@ -1,8 +1,8 @@
 """`python -m showo2.tiny.sources --out DIR --pictures N --seed S`: the world of shapes as img2dataset would store it.
 
 Three sources of WebDataset tars: `web` (noisy alt texts; small, duplicate and damaged pictures on purpose), `synthetic`
-(clean, captions true) and `instruct` (LLaVA conversations); with `--clips N` and `--stories N` two more of these (mp4
-files, OmniCorpus documents), both clean. Every row is a function of (seed, source, index), so tars
+(clean, captions true) and `instruct` (LLaVA conversations); with `--clips N`, `--clip-instruct N` and `--stories N` more of these
+(mp4 files with captions and with conversations, OmniCorpus documents), all clean. Every row is a function of (seed, source, index), so tars
 are written in parallel and the bytes do not depend on the number of processes. `truth/` tells, for every row, what it
 shows and what was done to it; `truth.json` counts it all.
 """
@@ -13,7 +13,6 @@ import os
 import random
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
-from showo2.tiny.questions import questions
+from showo2.tiny.questions import motion_questions, questions
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
@@ -63,7 +62,7 @@ class Options:
     """Write the world of shapes as sources of WebDataset tars."""
 
     out: Path
-    """Folder for web/, synthetic/, instruct/, clips/, stories/ and truth/."""
+    """Folder for web/, synthetic/, instruct/, clips/, clip_instruct/, stories/ and truth/."""
     pictures: int = 6000
     """Rows of the three sources of pictures together."""
     seed: int = 0
@@ -74,6 +73,8 @@ class Options:
     """Processes; the bytes do not depend on it."""
     clips: int = 0
     """Rows of the source of videos."""
+    clip_instruct: int = 0
+    """Rows of the source of conversations about videos."""
     stories: int = 0
     """Rows of the source of stories."""
 
@@ -81,7 +82,7 @@ class Options:
     def counts(self) -> dict[str, int]:
         """Rows by source."""
         pictures = {source: round(self.pictures * share) for source, share in SHARES.items()}
-        more = {"clips": self.clips, "stories": self.stories}
+        more = {"clips": self.clips, "clip_instruct": self.clip_instruct, "stories": self.stories}
         return pictures | {source: count for source, count in more.items() if count}
 
 
@@ -98,10 +99,10 @@ def write_sources(options: Options) -> dict:
     """Write everything and return what `truth.json` says; a finished run with the same options is left alone."""
     truth_file = options.out / "truth.json"
     wanted = {"pictures": options.pictures, "seed": options.seed, "rows_per_tar": options.rows}
-    wanted |= {"clips": options.clips, "stories": options.stories}
+    wanted |= {"clips": options.clips, "clip_instruct": options.clip_instruct, "stories": options.stories}
     if truth_file.exists():
         found = json.loads(truth_file.read_text())
-        if {key: found.get(key) for key in wanted} == wanted:
+        if {key: found.get(key, 0) for key in wanted} == wanted:
             print(f"{options.out}: complete already")
             return found
         raise SystemExit(
@@ -218,6 +219,8 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     """The row at `index` of a source: a function of its arguments."""
     if source == "clips":
         return _clip(_rng(seed, source, index, "scene"), index, key)
+    if source == "clip_instruct":
+        return _asked_clip(_rng(seed, source, index, "scene"), index, key)
     if source == "stories":
         return _story(_rng(seed, source, index, "scene"), index, key)
     kind, origin = kind_of(seed, source, index), index
@@ -252,6 +255,14 @@ def _clip(rng: random.Random, index: int, key: str) -> Row:
     text = describe_motion(motion)
     truth = _clean("clips", index, key, "mp4") | {"caption": text, "text": text}
     return Row(key, (("mp4", movie(motion, _SIDES[0])), ("txt", text.encode()), ("json", _json({"key": key}))), truth)
+
+
+def _asked_clip(rng: random.Random, index: int, key: str) -> Row:
+    motion = draw_motion(rng)
+    turns = _turns(motion_questions(motion, rng)[: rng.randint(1, 3)], "<video>")
+    truth = _clean("clip_instruct", index, key, "mp4") | {"caption": describe_motion(motion)}
+    members = (("mp4", movie(motion, _SIDES[0])), ("json", _json({"id": key, "video": f"{key}.mp4", "conversations": turns})))
+    return Row(key, members, truth)
 
 
 def _story(rng: random.Random, index: int, key: str) -> Row:
@@ -358,13 +369,18 @@ def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     asked = questions(scene, rng)
     if rng.random() < 0.5:
         asked.sort(key=lambda turn: not turn[0].startswith("where"))
-    turns: Iterator[tuple[str, str]] = iter(asked[: rng.randint(1, 3)])
+    turns = asked[: rng.randint(1, 3)]
     if rng.random() < 0.25:
         style = draw_style(scene, rng)
-        turns = iter([(CAPTION_PROMPTS[style], describe(scene, style)), *turns])
+        turns = [(CAPTION_PROMPTS[style], describe(scene, style)), *turns]
+    return _turns(turns, "<image>")
+
+
+def _turns(asked: list[tuple[str, str]], shown: str) -> list[dict[str, str]]:
+    """Questions with their answers, in turn; `shown` stands where the picture or video is."""
     said: list[dict[str, str]] = []
-    for question, answer in turns:
-        opening = "" if said else "<image>\n"
+    for question, answer in asked:
+        opening = "" if said else f"{shown}\n"
         said += [{"from": "human", "value": opening + question}, {"from": "gpt", "value": answer}]
     return said
 

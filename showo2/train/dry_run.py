@@ -197,6 +197,6 @@ def _document(recipe: Recipe, entry: Entry) -> Document:
     if entry.task == "tell":
         segments = (recipe.context - 2) // (drawn.tokens + TEXT_TOKENS)
         return [part for _ in range(segments) for part in (Text(text, True), drawn)]
-    if entry.task == "generate":
+    if entry.task in ("generate", "animate"):
         return [Text(text), drawn, Text([0, 0])]
     return [Text([0, 0]), Media(latents), Text(text, True)]

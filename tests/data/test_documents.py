@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from showo2.data.documents import build, draw, teacher_pixels
+from showo2.flow import interpolate
 from showo2.sequence import IGNORE, Media, Text, length, pack
 from showo2.shards import Row, TextRow
 from tests.generate.checkpoint import byte_tokenizer
@@ -56,6 +57,17 @@ def test_generation_has_a_target_and_sometimes_no_caption():
     assert said(document) == "a red circle"
     dropped = [said(made("generate", row(), dropout=0.1, number=n)) == "" for n in range(500)]
     assert 0.05 < np.mean(dropped) < 0.15
+
+
+def test_an_animated_clip_is_given_its_first_picture():
+    latents = torch.arange(16 * 5 * 8 * 8).reshape(16, 5, 8, 8).half() / 1000
+    clip = dataclasses.replace(row("a dog runs"), latents=latents)
+    drawn = draw(0, [("e", 0)], [latents.shape], [1])[0]
+    generated, animated = (build(task, clip, drawn, TOKENIZER, 128, "plain", 0.0)[1] for task in ("generate", "animate"))
+    assert torch.equal(animated.noise[:, :1], latents[:, :1].float()) and torch.equal(animated.noise[:, 1:], generated.noise[:, 1:])
+    assert animated.target and animated.t == generated.t < 1 and not torch.equal(generated.noise[:, :1], animated.noise[:, :1])
+    x_t = interpolate(animated.latents[None], animated.noise[None], torch.tensor([animated.t]))[0]
+    assert torch.allclose(x_t[:, :1], latents[:, :1].float()) and not torch.allclose(x_t[:, 1:], latents[:, 1:].float())
 
 
 def test_understanding_reads_a_clean_picture():

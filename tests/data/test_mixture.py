@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from showo2.data.mixture import Cursor, Interleave
+from showo2.data.mixture import Cursor, Entry, Interleave
 
 weights = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 40), min_size=1).filter(lambda w: any(w.values()))
 
@@ -57,3 +57,10 @@ def test_state_stays_under_a_kilobyte():
 def test_useless_weights_are_errors(ratio):
     with pytest.raises(ValueError, match="mixture weights"):
         Interleave(ratio)
+
+
+@pytest.mark.parametrize("bucket", [None, (1, 8, 8)])
+def test_only_clips_can_be_animated(bucket):
+    with pytest.raises(ValueError, match="entry 'moving': only clips can be animated"):
+        Entry("moving", "animate", "pair", 4, bucket=bucket)
+    Entry("moving", "animate", "pair", 4, bucket=(5, 8, 8))

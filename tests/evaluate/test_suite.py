@@ -4,11 +4,15 @@ import random
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from showo2.evaluate.shapes import detect
 from showo2.evaluate.suite import (
+    CLIP_KINDS,
     KINDS,
     Suite,
     clip_prompts,
+    clip_questions,
     evaluate,
     picture_prompts,
     scene_questions,
@@ -37,13 +41,20 @@ def scene_of(prompt: str) -> Scene:
     return Scene(tuple(Object(*kind, *spot, 0.13) for kind, spot in zip(kinds, spots, strict=False)))
 
 
+def shown(image) -> bytes:
+    """The bytes of a picture, or of a clip's frames."""
+    return image.tobytes() if isinstance(image, Image.Image) else b"".join(frame.tobytes() for frame in image)
+
+
 class Painter:
     """Draws what a prompt says, and knows the answers of the suite's questions."""
 
     checkpoint_hash = "painter"
+    beside = 0.0
 
     def __init__(self, suite: Suite):
-        self.key = {(question, image.tobytes()): answer for _, question, answer, image in scene_questions(suite)}
+        self.key = {(question, shown(image)): answer
+                    for asked in (scene_questions(suite), clip_questions(suite)) for _, question, answer, image in asked}
 
     def image(self, prompts, guidance, points, seed, *, batch, on_batch):
         if on_batch is not None:
@@ -57,6 +68,17 @@ class Painter:
             moved.append([render(motion.at(frame / 24), 64) for frame in range(17)])
         return moved
 
+    def animate(self, images, prompts, guidance, points, seed, *, batch, on_batch):
+        """From where the picture has its object, or a little beside it where it is careless."""
+        clips = []
+        for image, (kind, direction) in zip(images, map(parse_motion, prompts), strict=True):
+            (seen,) = detect(image)
+            assert (seen.colour, seen.shape) == (kind.colour, kind.shape)
+            dx, dy = (share / 4 for share in DIRECTIONS[direction])
+            motion = Motion(Object(kind.colour, kind.shape, seen.x + dx, seen.y + dy + self.beside, 0.13), direction)
+            clips.append([render(motion.at(frame / 24), 64) for frame in range(17)])
+        return clips
+
     def stories(self, histories, guidance, points, seed, *, batch, on_batch):
         return [self.story(text, parse(text).groups[0]) for text in histories]
 
@@ -68,11 +90,13 @@ class Painter:
         return render(scene_of(prompt), 64)
 
     def answer(self, images, questions, max_new_tokens, *, batch):
-        return [self.key[question, image.tobytes()] for question, image in zip(questions, images, strict=True)]
+        return [self.key[question, shown(image)] for question, image in zip(questions, images, strict=True)]
 
 
 class Careless(Painter):
-    """Forgets colours and relations, and says what is likely."""
+    """Forgets colours and relations, does not look closely, and says what is likely."""
+
+    beside = 0.08
 
     def image(self, prompts, guidance, points, seed, *, batch, on_batch):
         def dull(scene):
@@ -149,13 +173,38 @@ def test_kinds_cover_the_questions_of_the_world():
 
 def test_clips_are_drawn_on_demand_and_judged_by_direction():
     suite = Suite(pictures=1, questions=1, clips=8)
-    assert [direction for direction, _ in clip_prompts(suite)] == [*DIRECTIONS] * 2
-    assert all(motion_is_held_out(prompt) for _, prompt in clip_prompts(suite))
+    assert [direction for direction, _ in clip_prompts(8)] == [*DIRECTIONS] * 2
+    assert all(motion_is_held_out(prompt) for _, prompt in clip_prompts(8))
     assert evaluate(Painter(suite), suite).scores["clip"] == {**dict.fromkeys(DIRECTIONS, 1.0), "score": 1.0}
     report = evaluate(Careless(suite), suite)
     assert report.scores["clip"] == {"left": 0.0, "right": 1.0, "top": 1.0, "bottom": 1.0, "score": 0.75}
     assert len(report.details["clips"]) == 8
     assert "clip" not in evaluate(Painter(suite), Suite(pictures=1, questions=1)).scores
+
+
+def test_animations_begin_with_their_pictures():
+    suite = Suite(pictures=1, questions=1, animations=12)
+    report = evaluate(Painter(suite), suite)
+    assert report.scores["animation"] == {**dict.fromkeys(DIRECTIONS, 1.0), "score": 1.0}
+    assert len(report.details["animations"]) == 12
+    assert evaluate(Careless(suite), suite).scores["animation"]["score"] == 0.0
+
+
+def test_questions_about_clips_are_of_held_out_motions():
+    suite = Suite(pictures=1, questions=1, clip_questions=9)
+    asked = clip_questions(suite)
+    assert [sum(test[0] == kind for test in asked) for kind in CLIP_KINDS] == [9] * len(CLIP_KINDS)
+    assert {len(frames) for _, _, _, frames in asked} == {17}
+    assert len({answer for kind, _, answer, _ in asked if kind == "direction"}) > 2
+    for kind, _, answer, frames in asked:
+        if kind == "direction":
+            (first,), (last,) = detect(frames[0]), detect(frames[-1])
+            dx, dy = DIRECTIONS[answer]
+            assert (last.x - first.x) * dx + (last.y - first.y) * dy > 0.25
+    report = evaluate(Painter(suite), suite)
+    assert report.scores["clip_question"] == {**dict.fromkeys(CLIP_KINDS, 1.0), "score": 1.0}
+    assert len(report.details["clip_questions"]) == 27
+    assert evaluate(Careless(suite), suite).scores["clip_question"]["score"] == 0.0
 
 
 def test_stories_are_told_on_demand_and_judged_whole():

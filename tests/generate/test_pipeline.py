@@ -48,12 +48,17 @@ def test_a_clip_is_its_frames(pipeline):
 
 
 def test_a_clip_begins_with_its_picture(pipeline, photos):
-    clip = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=3, frames=9)
+    (clip,) = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=3, frames=9)
     assert len(clip) == 9
     begun = levels(pipeline.decode(pipeline.encode([photos[1]]))[0])
     assert abs(levels(clip[:1]) - begun).max() <= 1
-    other = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=4, frames=9)
+    (other,) = pipeline.animate(photos[1], "a red circle moves to the left", 4.0, 3, seed=4, frames=9)
     assert abs(levels(other[:1]) - begun).max() <= 1 and abs(levels(other[1:]) - levels(clip[1:])).max() > 1
+    together = pipeline.animate(photos, PROMPTS[:3], 4.0, 3, seed=3, frames=9, batch=2)
+    alone = pipeline.animate(photos[2], PROMPTS[2], 4.0, 3, seed=3, frames=9, first=2)
+    assert len(together) == 3 and abs(levels(together[2]) - levels(alone[0])).max() <= 1
+    with pytest.raises(ValueError, match="2 pictures and 1 prompts"):
+        pipeline.animate(photos[:2], "a red circle")
 
 
 def test_stories_do_not_depend_on_the_batch(pipeline, photos):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -160,6 +161,39 @@ def test_no_prompts_is_an_error(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n")
     with pytest.raises(ValueError, match="no prompts"):
+        read_prompts(file)
+
+
+def test_clips_begin_with_the_pictures_that_lines_name(request_, tmp_path, monkeypatch):
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (80, 64), colour).save(tmp_path / f"{number}.png")
+    lines = [json.dumps({"prompt": "it moves", "image": f"{number}.png"}) + "\n" for number in (0, 1, 0)]
+    request_.prompts.write_text("".join(lines))
+    clips = Generate(**{**vars(request_), "frames": 5})
+    manifest = generate(clips)
+    pipeline = Showo2Pipeline.from_pretrained(request_.checkpoint, device="cpu")
+    alone = pipeline.animate(Image.open(tmp_path / "1.png"), "it moves", 5.0, 3, seed=0, frames=5, first=1)
+    shown = pictures((Path(request_.out) / "00001.mp4").read_bytes())
+    difference = np.asarray(shown[0], np.int16) - np.asarray(alone[0][0], np.int16)
+    assert len(shown) == 5 and np.abs(difference).mean() < 4
+    assert generate(clips) == manifest
+    Image.new("RGB", (80, 64), "green").save(tmp_path / "1.png")
+    assert generate(clips)["request_hash"] != manifest["request_hash"]
+    with pytest.raises(ValueError, match="add --frames 17"):
+        generate(request_)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"prompt": "a", "image": "absent.png"}', r"prompts\.jsonl:2: image .*absent\.png: "),
+    ('{"prompt": "a", "image": "prompts.jsonl"}', r"prompts\.jsonl:2: image .*cannot identify"),
+    ('{"prompt": "a", "image": 3}', r"prompts\.jsonl:2: expected"),
+    ('{"prompt": "a"}', "1 of 2 lines name an image"),
+])
+def test_a_bad_picture_is_named(tmp_path, line, message):
+    Image.new("RGB", (8, 8)).save(tmp_path / "fine.png")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "fine", "image": "fine.png"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
         read_prompts(file)
 
 

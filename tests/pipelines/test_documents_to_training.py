@@ -9,7 +9,7 @@ from pipelines.curate import CurateConfig, curate
 from pipelines.encode import EncodeConfig, encode
 from pipelines.rules import Rules
 from showo2.data.mixture import Entry
-from showo2.recipes.tiny import INTERLEAVED
+from showo2.recipes.tiny import CLIP, INTERLEAVED
 from showo2.train.trainer import Trainer
 from tests.pipelines.conftest import write_tar
 from tests.pipelines.test_encode import scene
@@ -25,7 +25,9 @@ def test_a_mixture_with_stories_and_texts_trains_on_what_the_pipeline_made(tmp_p
     turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "two"}]
     write_tar(tmp_path / "pairs.tar", [(f"{n}.{e}", d) for n in range(6) for e, d in
                                        (("jpg", scene(n)), ("txt", sentence(n).encode()))])
-    write_tar(tmp_path / "clips.tar", [("c.mp4", CARPHONE.read_bytes()), ("c.txt", b"a man talks in a car")])
+    watched = [{"from": "human", "value": "<video>\nwho talks?"}, {"from": "gpt", "value": "a man"}]
+    write_tar(tmp_path / "clips.tar", [("c.mp4", CARPHONE.read_bytes()), ("c.txt", b"a man talks in a car"),
+                                       ("d.mp4", CARPHONE.read_bytes()), ("d.json", json.dumps({"conversations": watched}).encode())])
     write_tar(tmp_path / "stories.tar", [
         *story("a", 10, count=2), *story("b", 20), *story("c", 30, count=5), *sample("d", [long], ["x"], scene(40)),
         *sample("e", [sentence(50), sentence(51)], ["x", "y"], scene(50), scene(51)[:-3000])])  # fmt: skip
@@ -36,12 +38,12 @@ def test_a_mixture_with_stories_and_texts_trains_on_what_the_pipeline_made(tmp_p
     curate(CurateConfig((*named, f"texts:text={tmp_path}/texts.tar"), data, Rules(min_side=100), workers=0))
     encode(EncodeConfig(data, workers=0))
     report = encode(EncodeConfig(data, workers=0, clips=True, min_psnr=0))  # shapes are what this VAE knows
-    assert report.rows == 6 + 1 + 5 + 3 and not report.failed
+    assert report.rows == 6 + 2 + 5 + 3 and not report.failed
 
     shares = {"generate": 2, "caption": 1, "generate-clips": 1, "caption-clips": 1, "stories": 5}
     mixture = [replace(entry, samples=shares[entry.name]) for entry in INTERLEAVED.mixture]
-    recipe = replace(INTERLEAVED, start="parts", mixture=(*mixture, Entry("texts", "read", "text", 3)), steps=3,
-                     checkpoint_every=3, log_every=1)  # fmt: skip
+    recipe = replace(INTERLEAVED, start="parts", mixture=(*mixture, Entry("texts", "read", "text", 3),
+                     Entry("watched", "converse", "conversation", 1, bucket=CLIP)), steps=3, checkpoint_every=3, log_every=1)  # fmt: skip
     assert Trainer(recipe, (data,), tmp_path / "run").run() == "finished"
     steps = metrics(tmp_path / "run")
     assert len(steps) == 3 and all(0 < step["loss"] < 100 and step["ntp"] > 0 and step["flow"] > 0 for step in steps)

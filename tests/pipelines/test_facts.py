@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.facts import SCHEMA, Limits, read_facts, uid_of, write_parquet
 from pipelines.publish import Unit
+from tests.pipelines.videos import CARPHONE
 
 UNIT = Unit("web", "/data/00000.tar")
 TURNS = [{"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": "red"}]
@@ -70,6 +71,16 @@ def test_conversations_of_one_picture_are_no_duplicates_of_each_other():
     assert [row["kind"] for row in rows] == ["conversation"] * 3
     assert json.loads(rows[0]["messages"]) == TURNS
     assert rows[0]["same"] == rows[1]["same"] != rows[2]["same"] != rows[0]["hash"]
+
+
+@pytest.mark.parametrize("token", ["image", "video"])
+def test_a_conversation_about_a_video(token):
+    turns = [{"from": "human", "value": f"<{token}>\nwho talks?"}, {"from": "gpt", "value": "a man"}]
+    told = json.dumps({"conversations": turns}).encode()
+    film, alone = facts([("0.mp4", CARPHONE.read_bytes()), ("0.json", told), ("1.json", told)])
+    assert (film["kind"], film["error"]) == ("video_conversation", None) and film["seconds"] > 2
+    assert json.loads(film["messages"]) == turns and film["same"] != film["hash"]
+    assert (alone["kind"], alone["error"]) == ("conversation", "missing_image")
 
 
 @pytest.mark.parametrize(

@@ -128,13 +128,17 @@ def test_conversations_are_llava(written):
 
 
 def test_clips_and_stories_are_kept_by_the_pipeline(tmp_path):
-    options = sources.Options(tmp_path, pictures=10, rows=3, clips=4, stories=5, workers=1)
+    options = sources.Options(tmp_path, pictures=10, rows=3, clips=4, clip_instruct=3, stories=5, workers=1)
     truth = sources.write_sources(options)["sources"]
-    assert {name: truth[name]["rows"] for name in ("clips", "stories")} == {"clips": 4, "stories": 5}
+    counts = {"clips": 4, "clip_instruct": 3, "stories": 5}
+    assert {name: truth[name]["rows"] for name in counts} == counts
     again = sources.make_row(options.seed, "clips", 3, "000010000")
     with tarfile.open(tmp_path / "clips" / "00001.tar") as archive:
         assert archive.extractfile("000010001.mp4").read() == again.members[0][1]
-    named = (f"clips={tmp_path}/clips", f"stories:omnicorpus={tmp_path}/stories")
+    with tarfile.open(tmp_path / "clip_instruct" / "00000.tar") as archive:
+        said = json.load(archive.extractfile("000000001.json"))["conversations"]
+    assert said[0]["value"].startswith("<video>\n") and [turn["from"] for turn in said] == ["human", "gpt"] * (len(said) // 2)
+    named = (f"clips={tmp_path}/clips", f"asked={tmp_path}/clip_instruct", f"stories:omnicorpus={tmp_path}/stories")
     rules = Rules(min_seconds=2.9, max_cuts=0, min_motion=0.3, max_frozen=0.2)
     report = curate(CurateConfig(named, str(tmp_path / "data"), rules, score=("video", "text"), workers=0))
-    assert report.total == {"kept": 9}
+    assert report.total == {"kept": 12}

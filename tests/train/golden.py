@@ -48,10 +48,11 @@ def _ships(part: str) -> bool:
 
 
 def moving_dataset(folder: Path) -> str:
-    """Clips, stories of three pictures, and what 96 px need, under `folder`."""
+    """Clips, conversations about clips, stories of three pictures, and what 96 px need, under `folder`."""
     latents = folder / "latents"
     latents.mkdir(parents=True)
     shards = [write_shard(latents, "clips", "pair", 0, range(12), (5, 8, 8)),
+              write_shard(latents, "instruct", "conversation", 2, range(12), (5, 8, 8)),
               write_shard(latents, "stories", "interleaved", 0, range(12), (3, 8, 8), told),
               write_shard(latents, "large", "pair", 0, range(12), (1, 12, 12)),
               write_shard(latents, "instruct", "conversation", 1, range(12), (1, 12, 12))]  # fmt: skip
