@@ -8,7 +8,6 @@ Draws the held-out prompts of six categories, asks held-out questions, prints th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +17,7 @@ from rich.table import Table
 
 from jobs._console import progress, told_plainly
 from pipelines.publish import publish_json
-from showo2.evaluate.suite import CLIP_KINDS, KINDS, Report, Suite, evaluate
-from showo2.tiny.world import CATEGORIES
+from showo2.evaluate.suite import Report, Suite, evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +44,8 @@ def run(config: Evaluate) -> Report:
     pipeline = Showo2Pipeline.from_pretrained(config.checkpoint, device=config.device)
     suite = Suite(**{f.name: getattr(config, f.name) for f in fields(Suite)})
     with progress() as bar:
-        drawn = bar.add_task("pictures", total=suite.pictures * len(CATEGORIES))
-        asked = bar.add_task("questions", total=suite.questions * len(KINDS))
-        clips = bar.add_task("clips", total=suite.clips, visible=suite.clips > 0)
-        animations = bar.add_task("animations", total=suite.animations, visible=suite.animations > 0)
-        clips_asked = bar.add_task("questions about clips", total=suite.clip_questions * len(CLIP_KINDS),
-                                   visible=suite.clip_questions > 0)
-        stories = bar.add_task("stories", total=suite.stories, visible=suite.stories > 0)
-        tell = [partial(bar.advance, task) for task in (drawn, asked, clips, animations, clips_asked, stories)]
-        report = evaluate(pipeline, suite, *tell)
+        tasks = {part: bar.add_task(part.replace("_", " "), total=total) for part, total in suite.totals.items() if total}
+        report = evaluate(pipeline, suite, lambda part, count: bar.advance(tasks[part], count))
     publish_json(
         str(config.json.parent),
         config.json.name,
@@ -62,8 +53,7 @@ def run(config: Evaluate) -> Report:
     )
     if config.save is not None:
         config.save.mkdir(parents=True, exist_ok=True)
-        parts = (report.drawn, report.asked, report.clips, report.animations, report.clips_asked, report.stories)
-        images = [item.image for part in parts for item in part]
+        images = [item.image for items in report.parts.values() for item in items]
         for i, image in enumerate(images):
             image.save(config.save / f"{i:05d}.png")
     return report

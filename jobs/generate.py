@@ -3,7 +3,8 @@
 python -m jobs.generate --checkpoint DIR --prompts FILE.jsonl --out DIR --seed N
 
 One `{"prompt": "..."}` a line; writes 00000.png, 00001.png, ... (with --frames 17: 00000.mp4, ...) and manifest.json. A clip
-begins with a picture where its line names one: `{"prompt": "...", "image": "first.png"}`, a path from the file's folder. With --story 4 each prompt begins a story, and its file shows the story's pictures in a row, each with its text. Run again, it keeps
+begins with a picture where its line names one: `{"prompt": "...", "image": "first.png"}`, a path from the file's folder. With
+--story 4 each prompt begins a story, and its file shows the story's pictures in a row, each with its text. Run again, it keeps
 what is done.
 """
 

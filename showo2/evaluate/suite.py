@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from PIL import Image
@@ -35,8 +36,13 @@ from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
 KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
 CLIP_KINDS = {"direction": "where does", "colour": "what colour", "shape": "what shape"}
 SCENE_SIZE, CLIP_SIZE = 512, 128
+# Of each part of the suite: its name among the scores, and what its shares are of.
+PARTS = {"pictures": ("picture", CATEGORIES), "questions": ("question", tuple(KINDS)), "clips": ("clip", tuple(DIRECTIONS)),
+         "animations": ("animation", tuple(DIRECTIONS)), "clip_questions": ("clip_question", tuple(CLIP_KINDS)),
+         "stories": ("story", PLACES)}
 _SCENES_SEED = 20250618
 Shown = Image.Image | list[Image.Image]
+Done = Callable[[int], None]
 
 
 class Model(Protocol):
@@ -92,6 +98,12 @@ class Suite:
     batch: int = 48
     """pictures drawn, or questions answered, together"""
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many there are of each part."""
+        each = {"pictures": len(CATEGORIES), "questions": len(KINDS), "clip_questions": len(CLIP_KINDS)}
+        return {part: getattr(self, part) * each.get(part, 1) for part in PARTS}
+
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.questions < 1:
             raise ValueError(f"pictures={self.pictures}, questions={self.questions}: ask for 1 or more of each")
@@ -99,13 +111,21 @@ class Suite:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture and its verdict; `seen` names what the judge found in it."""
+    """Something drawn and its verdict; `seen` names what the judge found in it.
 
-    category: str
+    `image` of a clip is its last frame, of a story its pictures side by side, and `seen` its texts.
+    """
+
+    kind: str
     prompt: str
     right: bool
     seen: list[str]
     image: Image.Image
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the file of scores says of it."""
+        return {"category": self.kind, "prompt": self.prompt, "right": self.right, "seen": self.seen}
 
 
 @dataclass(frozen=True)
@@ -123,49 +143,38 @@ class Asked:
         """Whether the answer is the expected one, letter case and a full stop aside."""
         return self.answer.strip().rstrip(".").lower() == self.expected
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the file of scores says of it."""
+        return {"kind": self.kind, "question": self.question, "expected": self.expected, "answer": self.answer,
+                "right": self.right}
+
+
+Items = Sequence[Drawn] | Sequence[Asked]
+
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was drawn and asked.
+    """Everything that was drawn and asked: by the field of `Suite` that asks for it, in the order of the pictures' numbers."""
 
-    `Drawn.image` of a clip is its last frame, of a story its pictures side by side, and `seen` its texts.
-    """
-
-    drawn: list[Drawn]
-    asked: list[Asked]
-    clips: list[Drawn]
-    animations: list[Drawn]
-    clips_asked: list[Asked]
-    stories: list[Drawn]
+    parts: dict[str, Items]
     manifest: dict[str, Any]
 
     @property
     def scores(self) -> dict[str, Any]:
         """`{"picture": {category: share right, "score": mean}, "question": {kind: ..., "score"}, "manifest": ...}`.
 
-        With clips also `"clip"`, by direction, and so `"animation"`; with questions about clips `"clip_question"`, by kind;
-        with stories `"story"`, by the first text's place.
+        Where the suite asks for them also "clip" and "animation", by direction, "clip_question", by kind, and "story", by
+        the first text's place.
         """
-        moving = {"clip": (tuple(DIRECTIONS), self.clips), "animation": (tuple(DIRECTIONS), self.animations),
-                  "story": (PLACES, self.stories)}
-        return {"picture": _shares(CATEGORIES, [(d.category, d.right) for d in self.drawn]),
-                "question": _shares(tuple(KINDS), [(a.kind, a.right) for a in self.asked]),
-                **({"clip_question": _shares(tuple(CLIP_KINDS), [(a.kind, a.right) for a in self.clips_asked])}
-                   if self.clips_asked else {}),
-                **{part: _shares(names, [(d.category, d.right) for d in drawn])
-                   for part, (names, drawn) in moving.items() if drawn},
-                "manifest": self.manifest}
+        shares = {name: _shares(kinds, [(item.kind, item.right) for item in self.parts[part]])
+                  for part, (name, kinds) in PARTS.items() if self.parts[part]}
+        return {**shares, "manifest": self.manifest}
 
     @property
     def details(self) -> dict[str, Any]:
-        """Each prompt with what was seen, each question with its answer, in the order of the pictures' numbers."""
-        told = {name: [{"category": d.category, "prompt": d.prompt, "right": d.right, "seen": d.seen} for d in drawn]
-                for name, drawn in (("pictures", self.drawn), ("clips", self.clips), ("animations", self.animations),
-                                    ("stories", self.stories))}
-        return {**told,
-                **{name: [{"kind": a.kind, "question": a.question, "expected": a.expected, "answer": a.answer,
-                           "right": a.right} for a in asked]
-                   for name, asked in (("questions", self.asked), ("clip_questions", self.clips_asked))}}
+        """Each prompt with what was seen, each question with its answer."""
+        return {part: [item.told for item in items] for part, items in self.parts.items()}
 
 
 def picture_prompts(suite: Suite) -> list[tuple[str, str]]:
@@ -235,36 +244,46 @@ def story_beginnings(suite: Suite) -> list[tuple[str, str]]:
     return [(str(parse(text).place), text) for text in (prompts[i % len(prompts)] for i in range(suite.stories))]
 
 
-def evaluate(model: Model, suite: Suite, on_pictures: Callable[[int], None] | None = None,
-             on_questions: Callable[[int], None] | None = None, on_clips: Callable[[int], None] | None = None,
-             on_animations: Callable[[int], None] | None = None, on_clip_questions: Callable[[int], None] | None = None,
-             on_stories: Callable[[int], None] | None = None) -> Report:
-    """Draw, judge, ask. `on_pictures(n)` and its like hear of n more that are done."""
-    asked_for, tests = picture_prompts(suite), scene_questions(suite)
+def evaluate(model: Model, suite: Suite, on_done: Callable[[str, int], None] = lambda part, count: None) -> Report:
+    """Draw, judge, ask. `on_done(part, n)` hears of n more that are done of a part: a field of `Suite`."""
+    makers: dict[str, Callable[[Model, Suite, Done], Items]] = {
+        "pictures": _pictures, "questions": _questions, "clips": _clips, "animations": _animations,
+        "clip_questions": _clip_questions, "stories": _stories}
+    parts = {part: make(model, suite, partial(on_done, part)) for part, make in makers.items()}
+    drawn, asked = ([item.told for item in parts[part]] for part in ("pictures", "questions"))
+    return Report(parts, {
+        "suite": "shapes", "checkpoint_hash": model.checkpoint_hash, **asdict(suite),
+        "prompts_hash": _hash([(told["category"], told["prompt"]) for told in drawn]),
+        "questions_hash": _hash([(told["kind"], told["question"], told["expected"]) for told in asked])})
+
+
+def _pictures(model: Model, suite: Suite, on_batch: Done) -> list[Drawn]:
+    asked_for = picture_prompts(suite)
     images = model.image([prompt for _, prompt in asked_for], suite.guidance, suite.points, suite.seed,
-                         batch=suite.batch, on_batch=on_pictures)
-    drawn = [_judged(category, prompt, image) for (category, prompt), image in zip(asked_for, images, strict=True)]
-    asked = _asked(model, suite, tests, on_questions)
-    moved, animated = _clips(model, suite, on_clips), _animations(model, suite, on_animations)
-    clips_asked = _asked(model, suite, clip_questions(suite), on_clip_questions)
-    return Report(drawn, asked, moved, animated, clips_asked, _stories(model, suite, on_stories),
-                  _manifest(model, suite, asked_for, tests))
+                         batch=suite.batch, on_batch=on_batch)
+    return [_judged(category, prompt, image) for (category, prompt), image in zip(asked_for, images, strict=True)]
 
 
-def _asked(model: Model, suite: Suite, tests: Sequence[tuple[str, str, str, Shown]],
-           on_batch: Callable[[int], None] | None) -> list[Asked]:
+def _questions(model: Model, suite: Suite, on_batch: Done) -> list[Asked]:
+    return _asked(model, suite, scene_questions(suite), on_batch)
+
+
+def _clip_questions(model: Model, suite: Suite, on_batch: Done) -> list[Asked]:
+    return _asked(model, suite, clip_questions(suite), on_batch)
+
+
+def _asked(model: Model, suite: Suite, tests: Sequence[tuple[str, str, str, Shown]], on_batch: Done) -> list[Asked]:
     asked: list[Asked] = []
     for start in range(0, len(tests), suite.batch):
         part = tests[start:start + suite.batch]
         answers = model.answer([t[3] for t in part], [t[1] for t in part], 16, batch=suite.batch)
         asked += [Asked(kind, question, expected, answer, shown if isinstance(shown, Image.Image) else shown[-1])
                   for (kind, question, expected, shown), answer in zip(part, answers, strict=True)]
-        if on_batch is not None:
-            on_batch(len(part))
+        on_batch(len(part))
     return asked
 
 
-def _clips(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
+def _clips(model: Model, suite: Suite, on_batch: Done) -> list[Drawn]:
     motions = clip_prompts(suite.clips)
     clips = model.video([prompt for _, prompt in motions], suite.guidance, suite.points, suite.seed,
                         batch=_clips_together(suite), on_batch=on_batch) if motions else []
@@ -272,7 +291,7 @@ def _clips(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -
             for (direction, prompt), frames in zip(motions, clips, strict=True)]
 
 
-def _animations(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
+def _animations(model: Model, suite: Suite, on_batch: Done) -> list[Drawn]:
     motions, rng = clip_prompts(suite.animations), random.Random(_SCENES_SEED)
     begin = [first_picture(prompt, rng, SCENE_SIZE) for _, prompt in motions]
     clips = model.animate(begin, [prompt for _, prompt in motions], suite.guidance, suite.points, suite.seed,
@@ -289,7 +308,7 @@ def _moved(direction: str, prompt: str, frames: list[Image.Image], right: bool) 
     return Drawn(direction, prompt, right, _names(detect(frames[-1])), frames[-1])
 
 
-def _stories(model: Model, suite: Suite, on_batch: Callable[[int], None] | None) -> list[Drawn]:
+def _stories(model: Model, suite: Suite, on_batch: Done) -> list[Drawn]:
     beginnings = story_beginnings(suite)
     told = model.stories([text for _, text in beginnings], suite.guidance, suite.points, suite.seed, batch=suite.batch,
                          on_batch=on_batch) if beginnings else []
@@ -330,12 +349,6 @@ def _shares(names: Sequence[str], verdicts: list[tuple[str, bool]]) -> dict[str,
         if own := [right for verdict, right in verdicts if verdict == name]:
             shares[name] = sum(own) / len(own)
     return {**shares, "score": sum(shares.values()) / len(shares)}
-
-
-def _manifest(model: Model, suite: Suite, asked_for: list[tuple[str, str]],
-              tests: list[tuple[str, str, str, Image.Image]]) -> dict[str, Any]:
-    return {"suite": "shapes", "checkpoint_hash": model.checkpoint_hash, **asdict(suite),
-            "prompts_hash": _hash(asked_for), "questions_hash": _hash([t[:3] for t in tests])}
 
 
 def _hash(value: Any) -> str:

@@ -1,6 +1,7 @@
 """A painter that does what it is told scores 1; one that does not, does not."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -122,12 +123,13 @@ SMALL = Suite(pictures=12, questions=12)
 
 
 def test_a_faithful_painter_scores_one():
-    told: list[int] = []
-    report = evaluate(Painter(SMALL), SMALL, told.append, told.append)
+    told: Counter[str] = Counter()
+    report = evaluate(Painter(SMALL), SMALL, lambda part, count: told.update({part: count}))
     scores = report.scores
     assert scores["picture"] == {**dict.fromkeys(CATEGORIES, 1.0), "score": 1.0}
     assert scores["question"] == {**dict.fromkeys(KINDS, 1.0), "score": 1.0}
-    assert sum(told) == 12 * (len(CATEGORIES) + len(KINDS))
+    assert told == {part: total for part, total in SMALL.totals.items() if total}
+    assert told == {"pictures": 12 * len(CATEGORIES), "questions": 12 * len(KINDS)}
 
 
 def test_a_careless_painter_does_not():
@@ -212,7 +214,7 @@ def test_stories_are_told_on_demand_and_judged_whole():
     beginnings = [text for _, text in story_beginnings(suite)]
     assert len(set(beginnings)) == 30 and all(map(is_held_out, beginnings))
     report = evaluate(Painter(suite), suite)
-    assert report.scores["story"]["score"] == 1.0 and report.stories[0].image.size == (128, 64)
-    careless = evaluate(Careless(suite), suite).stories
+    assert report.scores["story"]["score"] == 1.0 and report.parts["stories"][0].image.size == (128, 64)
+    careless = evaluate(Careless(suite), suite).parts["stories"]
     assert [story.right for story in careless] == [" red " in story.prompt for story in careless]
     assert "story" not in evaluate(Painter(suite), Suite(pictures=1, questions=1)).scores
