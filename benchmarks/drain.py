@@ -53,6 +53,7 @@ class Seen:
     grown: int = 0
     saved_s: float = 0.0
     saved: int = 0
+    last: int = 0
     reached: int = 0
     back_s: float = 0.0
     failed: list[str] = field(default_factory=list)
@@ -109,7 +110,7 @@ def take_away(out: Path, node_id: str, node: Node, notice: float, seen: Seen) ->
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     gone = time.time()
     time.sleep(1)  # The step that was being made may still be logged.
-    seen.reached = last_step(out)
+    seen.reached, seen.last = last_step(out), newest_step(out / "checkpoints")
     while last_step(out) <= seen.reached:
         time.sleep(0.1)
     seen.back_s = time.time() - gone
@@ -125,7 +126,7 @@ def run(options: Options) -> Report:
         encode_world(demo)
         out, seen = Path(folder) / "run", Seen()
         # No checkpoint but the last, and those that Ray's coming and going asks for.
-        recipe = replace(recipes.get("tiny-distill"), steps=options.steps, checkpoint_every=options.steps, log_every=1, keep=5)
+        recipe = replace(recipes.get("tiny-distill"), steps=options.steps, checkpoint_every=options.steps, log_every=1, keep=20)
         with second_node() as (node_id, node):
             taker = threading.Thread(target=take_away, args=(out, node_id, node, options.notice, seen), daemon=True)
             taker.start()
@@ -139,6 +140,7 @@ def run(options: Options) -> Report:
         raise SystemExit(seen.failed[0])
     rows = [Row("step at which three workers began", seen.grown, ""),
             Row("from the notice to the checkpoint", seen.saved_s, "s"), Row("saved step", seen.saved, ""),
+            Row("last step that was saved before the node was gone", seen.last, ""),
             Row("step reached when the node was gone", seen.reached, ""),
             Row("from the node's end until it is past that step", seen.back_s, "s"),
             Row("in which no process trained", lost["down"], "s"), Row("spent on steps made twice", lost["redo"], "s")]  # fmt: skip

@@ -29,6 +29,9 @@ LONGEST_SAVE_S = 600.0
 LONGEST_FAREWELL_S = 30.0
 """What a node that was to be taken away may stay beyond the lost worker that told of it."""
 
+LEAST_LEFT_S = 1.0
+"""No checkpoint is begun with less time than this until a node's announced end."""
+
 _asked = threading.Event()
 
 
@@ -80,16 +83,20 @@ def save(checkpoints: Place, training: Callable[[], bool]) -> None:
 def requests(context: Any) -> Callable[[], bool]:
     """Whether a checkpoint has just been asked for, by `save` or by a notice that a worker's node will be taken away.
 
-    Says so once for each. context: a worker's `preemption_context`, where Ray puts its notices.
+    Of a notice it says so at once, and again whenever half of the time that was left has passed: each checkpoint that takes
+    d seconds and still ends in time leaves at most 2 d to be trained again. context: a worker's `preemption_context`, where Ray puts its notices.
     `ray.train.get_preemption_info`, which asks the same, is a barrier of all workers, too slow for every step.
     """
-    told = set[int]()
+    left = dict[int | None, float]()  # of each announced end: the seconds until it when a checkpoint was last asked for
 
     def ask() -> bool:
         notice = context.preemption_info
-        if notice is not None and notice.deadline_ms not in told:
-            told.add(notice.deadline_ms)
-            return True
+        if notice is not None:
+            end = notice.deadline_ms
+            now = 0.0 if end is None else end / 1000 - time.time()
+            if end not in left or LEAST_LEFT_S < now <= left[end] / 2:
+                left[end] = now
+                return True
         asked = _asked.is_set()
         _asked.clear()
         return asked

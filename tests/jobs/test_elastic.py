@@ -1,5 +1,6 @@
 """What the first worker is asked for while it trains (with Ray's real comings and goings: benchmarks.drain)."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -32,13 +33,26 @@ def test_a_checkpoint_that_is_asked_for_is_there_when_the_asker_goes_on(tmp_path
     assert 0 < saved[0] < 400
 
 
-def test_a_notice_is_told_once():
+def test_of_a_notice_each_half_of_what_is_left_asks_again(monkeypatch):
     context = PreemptionContext()
     ask = requests(context)
     assert not ask()
-    for deadline in (5, 9):
-        context.preemption_info = PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={"node": [1]})
-        assert [ask(), ask()] == [True, False]
+    for end in (120, 250):
+        context.preemption_info = PreemptionInfo(deadline_ms=1000 * end, preempted_node_to_ranks={"node": [1]})
+        asked = []
+        for tenth in range(10 * (end - 120), 10 * end + 50):
+            monkeypatch.setattr(time, "time", lambda tenth=tenth: tenth / 10)
+            if ask():
+                asked.append(end - tenth / 10)
+        assert asked == pytest.approx([120, 60, 30, 15, 7.5, 3.7, 1.8], abs=0.06)
+
+
+@pytest.mark.parametrize("deadline", [None, 5])
+def test_a_notice_without_an_end_or_past_it_asks_once(deadline):
+    context = PreemptionContext()
+    context.preemption_info = PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={"node": [1]})
+    ask = requests(context)
+    assert [ask(), ask()] == [True, False]
 
 
 @pytest.mark.timeout(20)
