@@ -6,6 +6,8 @@ from nothing and from a first picture, asks about clips, hears stories from held
 questions, before and after.
 
     python -m benchmarks.unified [--init EXPORT_OF_TINY_STAGE2] --json FILE [--out DIR]
+
+What has learned most of it before, such as tiny:reference, needs fewer --steps.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ QUICK = {"pictures": 1, "questions": 1, "points": 4, "clips": 4, "animations": 4
 
 @dataclass(frozen=True)
 class Options:
-    """init: what a trained tiny-stage2 was exported to; without it, one is trained first. out: folder for everything; run
-    again, it goes on. json: where the report goes. pictures, clips, clip_instruct, stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
+    """init: what a trained tiny-stage2 was exported to; without it, one is trained first. steps: of tiny-unified, by default the
+    recipe's. out: folder for everything; run again, it goes on. json: where the report goes. pictures, clips, clip_instruct,
+    stories, seed: of the world. quick: a few of each and four steps, which show that everything runs."""
 
     init: str = ""
+    steps: int | None = None
     out: Path = Path("build/benchmarks/unified")
     json: str = "build/benchmarks/unified.json"
     pictures: int = 8000
@@ -93,7 +97,9 @@ def run(options: Options) -> Report:
     data = make_data(options)
     init = options.init or train_small(options, data)
     before, start = scores(options, "before", init), time.monotonic()
-    if train(Train(recipe_of(options, "tiny-unified"), (data,), str(options.out / "run"), init)) != "finished":
+    recipe = recipe_of(options, "tiny-unified")
+    recipe = replace(recipe, steps=options.steps or recipe.steps)
+    if train(Train(recipe, (data,), str(options.out / "run"), init)) != "finished":
         raise KeyboardInterrupt
     minutes = (time.monotonic() - start) / 60
     after = scores(options, "after", str(options.out / "run" / "export"))
