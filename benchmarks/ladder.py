@@ -34,6 +34,8 @@ DATA = {"world": demo_steps.make_world, "curate": demo_steps.curate_world, "reca
         "encode": demo_steps.encode_world}  # fmt: skip
 SMALL = ("tiny-distill", "tiny-stage1", "tiny-stage2")
 ALIGN, FROZEN, LARGE = "tiny-7b-align", "tiny-7b-stage1", "tiny-7b-stage2"
+# What is aligned would lose much of it at such rates (docs/log.md); what begins with a fresh flow head needs them.
+FRESH_RATES = {FROZEN: 2e-3, LARGE: 1.5e-3}
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,16 @@ def carried_steps(options: Options) -> list[Step]:
 def fresh_steps(options: Options) -> list[Step]:
     """The fresh arm, whose length is known when the judge has seen the chain."""
     start = options.out / "fresh" / "start"
-    last = longer(options)
+    frozen, last = map(faster, (recipe_of(options, FROZEN), longer(options)))
     return [Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options)),
-            trained(options, "fresh", recipe_of(options, FROZEN), start, 70),
+            trained(options, "fresh", frozen, start, 70),
             trained(options, "fresh", last, options.out / "fresh" / FROZEN, 0.85 * last.steps),
             *judged(options, "fresh")]  # fmt: skip
+
+
+def faster(recipe: Recipe) -> Recipe:
+    """A stage of the fresh arm, at its own rate."""
+    return replace(recipe, groups=(replace(recipe.groups[0], lr=FRESH_RATES[recipe.name]),))
 
 
 def trained(options: Options, arm: str, recipe: Recipe, init: Path | None, seconds: float) -> Step:
