@@ -61,7 +61,7 @@ STAGE1_LARGE = replace(
 STAGE2_LARGE = replace(
     STAGE2, name="tiny-7b-stage2",
     summary="as tiny-stage2, with the larger language model",
-    model=ALIGN_LARGE.model, groups=(Group(PARTS, 8e-4),), steps=3000)
+    model=ALIGN_LARGE.model, groups=(Group(PARTS, 8e-4),), steps=3500)
 
 # What needs other data than pictures and conversations follows after the chain that needs no more.
 CLIP = (5, 8, 8)
@@ -89,7 +89,7 @@ UNIFIED = replace(
              Entry("animate-clips", "animate", "pair", samples=6, bucket=CLIP),
              Entry("caption-clips", "caption", "pair", samples=2, bucket=CLIP),
              Entry("converse-clips", "converse", "conversation", samples=6, bucket=CLIP)),
-    groups=(Group(PARTS, 1.5e-3),), steps=4000)
+    groups=(Group(PARTS, 8e-4),), steps=4000)
 
 HIGH_96 = replace(STAGE2, name="tiny-high96", summary="as tiny-stage2, at 96 px", model=replace(PARTS_64, size=96), steps=300)
 

@@ -37,7 +37,7 @@ it follows the three prompts of `showo2.tiny.world.CAPTION_PROMPTS`.""",
     "reference": (
         "Show-o2",
         """A trained Show-o2 of 2.4 M parameters, the default of `jobs.generate` and `jobs.evaluate`: what the demo makes,
-trained longer, then on clips and stories too. Judged by `jobs.evaluate` on held-out prompts and questions (docs/evaluation.md), guidance 4, 20 points.""",
+trained longer, then on clips, questions about them and stories too. Judged by `jobs.evaluate` on held-out prompts and questions (docs/evaluation.md), guidance 4, 20 points.""",
     ),
 }
 # What a measured number means, and the least that is asked of it.
@@ -71,6 +71,8 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
     ("reference", "place"): ("where", None),
     ("reference", "count"): ("how many", None),
     ("reference", "clips"): ("clips of 17 frames in which the object moves as told", 0.9),
+    ("reference", "animations"): ("the same, beginning with a given picture", 0.9),
+    ("reference", "clip_questions"): ("questions about clips answered exactly, mean of the kinds", 0.9),
     ("reference", "stories"): ("stories that tell of one object and show it in every picture", 0.9),
 }
 
