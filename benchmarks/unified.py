@@ -64,7 +64,7 @@ def make_data(options: Options) -> str:
     connect()
     named = {name: name for name in ("synthetic", "instruct", "clips", "clip_instruct")} | {"stories:omnicorpus": "stories"}
     curate(CurateConfig(source=tuple(f"{name}={world / folder}" for name, folder in named.items()), out=data))
-    encode(EncodeConfig(data=data, teacher_size=0 if options.init else 64))
+    encode(EncodeConfig(data=data, teacher=not options.init))
     encode(EncodeConfig(data=data, clips=True))
     return data
 
