@@ -83,9 +83,10 @@ def save(checkpoints: Place, training: Callable[[], bool]) -> None:
 def requests(context: Any) -> Callable[[], bool]:
     """Whether a checkpoint has just been asked for, by `save` or by a notice that a worker's node will be taken away.
 
-    Of a notice it says so at once, and again whenever half of the time that was left has passed: each checkpoint that takes
-    d seconds and still ends in time leaves at most 2 d to be trained again. context: a worker's `preemption_context`, where Ray puts its notices.
-    `ray.train.get_preemption_info`, which asks the same, is a barrier of all workers, too slow for every step.
+    Of a notice it says so at once, and again whenever half of the time that was left has passed: where a checkpoint takes d
+    seconds, the last that is there in time leaves less than 2 d to be trained again. context: a worker's
+    `preemption_context`, where Ray puts its notices. `ray.train.get_preemption_info`, which asks the same, is a barrier of
+    all workers, too slow for every step.
     """
     left = dict[int | None, float]()  # of each announced end: the seconds until it when a checkpoint was last asked for
 
@@ -93,9 +94,9 @@ def requests(context: Any) -> Callable[[], bool]:
         notice = context.preemption_info
         if notice is not None:
             end = notice.deadline_ms
-            now = 0.0 if end is None else end / 1000 - time.time()
-            if end not in left or LEAST_LEFT_S < now <= left[end] / 2:
-                left[end] = now
+            remaining = 0.0 if end is None else end / 1000 - time.time()
+            if end not in left or LEAST_LEFT_S < remaining <= left[end] / 2:
+                left[end] = remaining
                 return True
         asked = _asked.is_set()
         _asked.clear()
