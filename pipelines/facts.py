@@ -104,7 +104,7 @@ class _Sample:
 
 
 # Where a conversation shows what it is about.
-SHOWN = re.compile("<(image|video)>")
+_SHOWN = re.compile("<(image|video)>")
 # Where a sample has several errors, the first of these is its class.
 _PRECEDENCE = ("tar_cut", "unsafe_name", "duplicate_member", "several_pictures", "missing_image")
 
@@ -164,7 +164,7 @@ def _kind(sample: _Sample, preset: Preset) -> str:
     turns = sample.values.get("messages")
     if sample.segments or "bad_document" in sample.errors or (sample.numbered and not sample.pictures):
         return "document"
-    if not sample.pictures and (preset.kind == "texts" or (turns and not SHOWN.search(turns))):
+    if not sample.pictures and (preset.kind == "texts" or (turns and not _SHOWN.search(turns))):
         return "text"
     if sample.moving:
         return "video_conversation" if turns else "video"

@@ -13,12 +13,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
 from showo2.evaluate.moving import judge_animation, judge_clip, judge_story
 from showo2.evaluate.shapes import Detected, detect, judge
+from showo2.movies import CLIP_RATE
 from showo2.tiny.moving import (
     DIRECTIONS,
     SECONDS,
@@ -42,6 +43,9 @@ PARTS = {"pictures": ("picture", CATEGORIES), "questions": ("question", tuple(KI
          "stories": ("story", PLACES)}
 _SCENES_SEED = 20250618
 Shown = Image.Image | list[Image.Image]
+S = TypeVar("S", Image.Image, list[Image.Image])
+Question = tuple[str, str, str, S]  # kind, question, answer, and the picture or the frames of a clip
+Drawing = tuple[list[tuple[str, str]], Callable[[], S]]  # the questions about something, and how it is shown
 Done = Callable[[int], None]
 
 
@@ -186,46 +190,36 @@ def picture_prompts(suite: Suite) -> list[tuple[str, str]]:
     return chosen
 
 
-def scene_questions(suite: Suite) -> list[tuple[str, str, str, Image.Image]]:
-    """(kind, question, answer, picture) of every question: one a held-out scene, `suite.questions` of each kind."""
-    rng = random.Random(_SCENES_SEED)
-    missing = dict.fromkeys(KINDS, suite.questions)
-    chosen = []
-    while any(missing.values()):
+def scene_questions(suite: Suite) -> list[Question[Image.Image]]:
+    """Every question about a picture: one a held-out scene, `suite.questions` of each kind."""
+    def drawn(rng: random.Random) -> Drawing[Image.Image]:
         scene = draw_scene(rng, held_out=True)
-        for question, answer in questions(scene, rng):
-            if _wanted(kind := _kind(KINDS, question), missing):
-                chosen.append((kind, question, answer, render(scene, SCENE_SIZE)))
-                break
-    return chosen
+        return questions(scene, rng), partial(render, scene, SCENE_SIZE)
+
+    return _of_each_kind(KINDS, suite.questions, drawn)
 
 
-def _kind(kinds: dict[str, str], question: str) -> str:
-    """Of a question; empty where the suite asks none of its kind."""
-    return next((kind for kind, words in kinds.items() if question.startswith(words)), "")
+def clip_questions(suite: Suite) -> list[Question[list[Image.Image]]]:
+    """Every question about a clip: one a held-out motion, `suite.clip_questions` of each kind."""
+    def drawn(rng: random.Random) -> Drawing[list[Image.Image]]:
+        motion, start = draw_motion(rng, held_out=True), rng.random() / SECONDS
+        shares = [start + frame / (CLIP_RATE * SECONDS) for frame in range(17)]
+        return motion_questions(motion, rng), lambda: [render(motion.at(share), CLIP_SIZE) for share in shares]
+
+    return _of_each_kind(CLIP_KINDS, suite.clip_questions, drawn)
 
 
-def _wanted(kind: str, missing: dict[str, int]) -> bool:
-    """Whether one more of that kind is asked; then it is counted."""
-    wanted = missing.get(kind, 0) > 0
-    if wanted:
-        missing[kind] -= 1
-    return wanted
-
-
-def clip_questions(suite: Suite) -> list[tuple[str, str, str, list[Image.Image]]]:
-    """(kind, question, answer, frames of a clip) of every question about clips: one a held-out motion."""
-    rng = random.Random(_SCENES_SEED)
-    missing = dict.fromkeys(CLIP_KINDS, suite.clip_questions)
-    chosen = []
+def _of_each_kind(kinds: dict[str, str], count: int, drawn: Callable[[random.Random], Drawing[S]]) -> list[Question[S]]:
+    """So many questions of each kind, at most one about each thing that is `drawn`."""
+    rng, missing = random.Random(_SCENES_SEED), dict.fromkeys(kinds, count)
+    chosen: list[Question[S]] = []
     while any(missing.values()):
-        motion = draw_motion(rng, held_out=True)
-        start = rng.random() / SECONDS
-        for question, answer in motion_questions(motion, rng):
-            if _wanted(kind := _kind(CLIP_KINDS, question), missing):
-                # As training clips are: every third of 24 frames a second.
-                shares = [start + frame / (8 * SECONDS) for frame in range(17)]
-                chosen.append((kind, question, answer, [render(motion.at(share), CLIP_SIZE) for share in shares]))
+        asked, show = drawn(rng)
+        for question, answer in asked:
+            kind = next((kind for kind, words in kinds.items() if question.startswith(words)), "")
+            if missing.get(kind):
+                missing[kind] -= 1
+                chosen.append((kind, question, answer, show()))
                 break
     return chosen
 
@@ -272,7 +266,7 @@ def _clip_questions(model: Model, suite: Suite, on_batch: Done) -> list[Asked]:
     return _asked(model, suite, clip_questions(suite), on_batch)
 
 
-def _asked(model: Model, suite: Suite, tests: Sequence[tuple[str, str, str, Shown]], on_batch: Done) -> list[Asked]:
+def _asked(model: Model, suite: Suite, tests: Sequence[Question[S]], on_batch: Done) -> list[Asked]:
     asked: list[Asked] = []
     for start in range(0, len(tests), suite.batch):
         part = tests[start:start + suite.batch]
