@@ -180,34 +180,46 @@ def first(options: Options, arm: str, share: float) -> float:
 
 
 def run(options: Options) -> Report:
-    """Train, score, compare."""
+    """Train, score, compare; what the chain alone shows is printed before the fresh arm begins."""
     options.out.mkdir(parents=True, exist_ok=True)
-    for steps in (carried_steps, fresh_steps):
-        run_steps(steps(options), options.out / "steps.json")
+    run_steps(carried_steps(options), options.out / "steps.json")
+    report = of_chain(options)
+    report.write(options.json)
+    run_steps(fresh_steps(options), options.out / "steps.json")
+    compared = of_arms(options)
+    return replace(report, rows=[*report.rows, *compared.rows], aims=[*report.aims, *compared.aims])
+
+
+def of_chain(options: Options) -> Report:
+    """Its time and its scores."""
     journal = read_journal(options.out / "steps.json")
-    chain = {
-        name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA
-    }
-    rows = [Row(f"seconds: {name}", seconds, "s") for name, seconds in chain.items()]
+    seconds = {name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA}
+    rows = [Row(f"seconds: {name}", value, "s") for name, value in seconds.items()]
     for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
         path = scores_of(options.out / "chain" / name)
-        rows += [
-            Row(f"{part}s that are right: {name}", read(path, part), "") for part in ("picture", "question")
-        ]
-    for arm, told in (("chain", "carried"), ("fresh", "fresh")):
-        rows += [Row(f"pictures that are right after {done} steps of the larger model, flow head {told}",
-                     read(scores_of(run, step), "picture"), "") for done, run, step in scored(options, arm)]  # fmt: skip
+        rows += [Row(f"{part}s that are right: {name}", read(path, part), "") for part in ("picture", "question")]
+    rows += curve(options, "chain", "carried")
+    rows.append(Row("steps to the small model's pictures: carried", first(options, "chain", small_share(options)), ""))
+    last = scores_of(options.out / "chain" / LARGE)
+    aims = [Aim("hours of the chain, data included", sum(seconds.values()) / 3600, "<=", 2.0),
+            Aim("pictures that are right", read(last, "picture"), ">=", 0.95),
+            Aim("questions that are right", read(last, "question"), ">=", 0.95)]  # fmt: skip
+    return Report("ladder", rows, aims)
+
+
+def of_arms(options: Options) -> Report:
+    """What the carried flow head saves."""
     carried, anew = (first(options, arm, small_share(options)) for arm in ("chain", "fresh"))
     # A fresh head that does not get there needs more than all these steps: they are held against the carried one.
     least = min(anew, recipe_of(options, FROZEN).steps + longer(options).steps)
-    rows += [Row("steps to the small model's pictures: carried", carried, ""),
-             Row("steps to the small model's pictures: fresh", anew, "")]  # fmt: skip
-    last = scores_of(options.out / "chain" / LARGE)
-    aims = [Aim("hours of the chain, data included", sum(chain.values()) / 3600, "<=", 2.0),
-            Aim("pictures that are right", read(last, "picture"), ">=", 0.95),
-            Aim("questions that are right", read(last, "question"), ">=", 0.95),
-            Aim("steps to the small model's pictures: carried / fresh", carried / least, "<=", 0.5)]  # fmt: skip
-    return Report("ladder", rows, aims)
+    rows = [*curve(options, "fresh", "fresh"), Row("steps to the small model's pictures: fresh", anew, "")]
+    return Report("ladder", rows, [Aim("steps to the small model's pictures: carried / fresh", carried / least, "<=", 0.5)])
+
+
+def curve(options: Options, arm: str, told: str) -> list[Row]:
+    """The pictures that are right, by steps of the larger model."""
+    return [Row(f"pictures that are right after {done} steps of the larger model, flow head {told}",
+                read(scores_of(run, step), "picture"), "") for done, run, step in scored(options, arm)]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ STAGE1_LARGE = replace(
 STAGE2_LARGE = replace(
     STAGE2, name="tiny-7b-stage2",
     summary="as tiny-stage2, with the larger language model",
-    model=ALIGN_LARGE.model, groups=(Group(PARTS, 8e-4),), steps=3500)
+    model=ALIGN_LARGE.model, groups=(Group(PARTS, 8e-4),), steps=3000)
 
 # What needs other data than pictures and conversations follows after the chain that needs no more.
 CLIP = (5, 8, 8)

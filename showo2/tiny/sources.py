@@ -35,7 +35,7 @@ from showo2.tiny.world import (
     is_held_out,
 )
 
-SHARES = {"web": 0.6, "synthetic": 0.2, "instruct": 0.2}
+SHARES = {"web": 0.5, "synthetic": 0.2, "instruct": 0.3}
 # What is planted among the rows of `web`, and how often. `plain` is the rest.
 PLANTED = {
     "small": 0.12,  # width or height under 512
@@ -362,14 +362,14 @@ def _tells_held_out(text: str) -> bool:
 
 
 def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One to three questions with answers, as LLaVA stores them; sometimes a request for a caption comes first.
+    """One to four questions with answers, as LLaVA stores them; sometimes a request for a caption comes first.
 
     Half of the conversations begin with where things are: a model learns last which of two looks stands at which place.
     """
     asked = questions(scene, rng)
     if rng.random() < 0.5:
         asked.sort(key=lambda turn: not turn[0].startswith("where"))
-    turns = asked[: rng.randint(1, 3)]
+    turns = asked[: rng.randint(1, 4)]
     if rng.random() < 0.25:
         style = draw_style(scene, rng)
         turns = [(CAPTION_PROMPTS[style], describe(scene, style)), *turns]
