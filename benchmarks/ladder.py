@@ -34,6 +34,7 @@ DATA = {"world": demo_steps.make_world, "curate": demo_steps.curate_world, "reca
         "encode": demo_steps.encode_world}  # fmt: skip
 SMALL = ("tiny-distill", "tiny-stage1", "tiny-stage2")
 ALIGN, FROZEN, LARGE = "tiny-7b-align", "tiny-7b-stage1", "tiny-7b-stage2"
+SCORED = (SMALL[-1], ALIGN, FROZEN, LARGE)
 # What is aligned would lose much of it at such rates (docs/log.md); what begins with a fresh flow head needs them.
 FRESH_RATES = {FROZEN: 2e-3, LARGE: 1.5e-3}
 
@@ -114,8 +115,8 @@ def carried_steps(options: Options) -> list[Step]:
     for name, expected in seconds.items():
         listed.append(trained(options, "chain", recipe_of(options, name), init, expected))
         init = options.out / "chain" / name
-    for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
-        listed.append(Step(f"scores {name}", "the judge", 30, partial(score, options, options.out / "chain" / name)))
+        if name in SCORED:
+            listed.append(Step(f"scores {name}", "the judge", 30, partial(score, options, init)))
     return listed + judged(options, "chain")
 
 
@@ -195,7 +196,7 @@ def of_chain(options: Options) -> Report:
     journal = read_journal(options.out / "steps.json")
     seconds = {name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA}
     rows = [Row(f"seconds: {name}", value, "s") for name, value in seconds.items()]
-    for name in (SMALL[-1], ALIGN, FROZEN, LARGE):
+    for name in SCORED:
         path = scores_of(options.out / "chain" / name)
         rows += [Row(f"{part}s that are right: {name}", read(path, part), "") for part in ("picture", "question")]
     rows += curve(options, "chain", "carried")
