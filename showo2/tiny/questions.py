@@ -31,6 +31,31 @@ def motion_questions(motion: Motion, rng: random.Random) -> list[tuple[str, str]
     return asked
 
 
+def untold(asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The questions of a conversation that nothing said before answers: who can read the answer does not learn to look.
+
+    "where is the red circle?" tells the circle's colour and the red object's shape, and its answer where all else is.
+    """
+    kept: list[tuple[str, str]] = []
+    named: set[tuple[str, str]] = set()
+    for question, answer in asked:
+        words = [word.rstrip("?s") for word in f"{question} {answer}".split()]
+        looks = set(zip([w for w in words if w in COLOURS], [w for w in words if w in SHAPES], strict=False))
+        if is_about_places(question):
+            told = any(is_about_places(before) for before, _ in kept)
+        else:
+            told = bool(looks) and looks <= named
+        if not told:
+            kept.append((question, answer))
+            named |= looks
+    return kept
+
+
+def is_about_places(question: str) -> bool:
+    """Whether it asks where something is or moves, or how two things lie."""
+    return question.startswith(("where ", "is "))
+
+
 def _colour_questions(scene: Scene) -> Iterator[tuple[str, str]]:
     for shape in SHAPES:
         colours = [o.colour for o in scene.objects if o.shape == shape]

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
-from showo2.tiny.questions import motion_questions, questions
+from showo2.tiny.questions import is_about_places, motion_questions, questions, untold
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
@@ -259,7 +259,7 @@ def _clip(rng: random.Random, index: int, key: str) -> Row:
 
 def _asked_clip(rng: random.Random, index: int, key: str) -> Row:
     motion = draw_motion(rng)
-    turns = _turns(motion_questions(motion, rng)[: rng.randint(1, 3)], "<video>")
+    turns = _turns(untold(motion_questions(motion, rng))[: rng.randint(1, 3)], "<video>")
     truth = _clean("clip_instruct", index, key, "mp4") | {"caption": describe_motion(motion)}
     members = (("mp4", movie(motion, _SIDES[0])), ("json", _json({"id": key, "video": f"{key}.mp4", "conversations": turns})))
     return Row(key, members, truth)
@@ -362,17 +362,17 @@ def _tells_held_out(text: str) -> bool:
 
 
 def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One to four questions with answers, as LLaVA stores them; sometimes a request for a caption comes first.
+    """One to four questions with answers, as LLaVA stores them; sometimes a request for a caption comes last.
 
-    Half of the conversations begin with where things are: a model learns last which of two looks stands at which place.
+    Half of the conversations begin with how things lie: a model learns last which of two looks stands at which place.
     """
     asked = questions(scene, rng)
     if rng.random() < 0.5:
-        asked.sort(key=lambda turn: not turn[0].startswith("where"))
-    turns = asked[: rng.randint(1, 4)]
+        asked.sort(key=lambda turn: not is_about_places(turn[0]))
+    turns = untold(asked)[: rng.randint(1, 4)]
     if rng.random() < 0.25:
         style = draw_style(scene, rng)
-        turns = [(CAPTION_PROMPTS[style], describe(scene, style)), *turns]
+        turns.append((CAPTION_PROMPTS[style], describe(scene, style)))
     return _turns(turns, "<image>")
 
 

@@ -1,6 +1,8 @@
 import io
 import json
+import random
 import tarfile
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from PIL import Image
 from pipelines.curate import CurateConfig, curate
 from pipelines.rules import Rules
 from showo2.tiny import sources, world
+from showo2.tiny.words import CAPTION_PROMPTS
 
 OPTIONS = {"pictures": 90, "rows": 20, "seed": 5}
 
@@ -125,6 +128,15 @@ def test_conversations_are_llava(written):
         assert turns[0]["value"].startswith("<image>\n")
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert record["image"] == f"{t['key']}.{t['format']}"
+        asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+        assert all(words not in CAPTION_PROMPTS.values() for words in asked[:-1])  # a caption would tell the answers
+
+
+def test_conversations_begin_with_every_kind_of_question():
+    rng = random.Random(0)
+    first = [sources.conversation(world.draw_scene(rng), rng)[0]["value"].removeprefix("<image>\n") for _ in range(2000)]
+    begun = Counter(" ".join(question.split()[:2]) for question in first)
+    assert min(begun[words] for words in ("what colour", "what shape", "where is", "how many", "is the")) > 150, begun
 
 
 def test_clips_and_stories_are_kept_by_the_pipeline(tmp_path):
