@@ -3,7 +3,7 @@
 A world of pictures, conversations, clips, conversations about clips, and stories is curated and encoded, the recipe trains
 from --init (or from what `tiny-distill` to `tiny-stage2` make of that world), and the judge looks at clips of held-out motions
 from nothing and from a first picture, asks about clips, hears stories from held-out beginnings, and looks at pictures and
-questions, before and after.
+questions, before and after. What is judged after is stored in half precision in DIR/shipped, as `tiny:reference` is in the package.
 
     python -m benchmarks.unified [--init EXPORT_OF_TINY_STAGE2] --json FILE [--out DIR]
 
@@ -13,6 +13,7 @@ What has learned most of it before, such as tiny:reference, needs fewer --steps.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from jobs.train import Train, train, train_through
 from pipelines.curate import CurateConfig, curate
 from pipelines.encode import EncodeConfig, encode
 from showo2 import recipes
+from showo2.tiny.parts.common import halve
 from showo2.tiny.sources import Options as World
 from showo2.tiny.sources import write_sources
 from showo2.train.recipe import Recipe
@@ -102,7 +104,9 @@ def run(options: Options) -> Report:
     if train(Train(recipe, (data,), str(options.out / "run"), init)) != "finished":
         raise KeyboardInterrupt
     minutes = (time.monotonic() - start) / 60
-    after = scores(options, "after", str(options.out / "run" / "export"))
+    shipped = shutil.copytree(options.out / "run" / "export", options.out / "shipped", dirs_exist_ok=True)
+    halve(shipped)
+    after = scores(options, "after", str(shipped))
     rows = [Row(f"{parts} that are right, {told}", found[parts], "") for told, found in (("before", before), ("after", after))
             for parts in found]  # fmt: skip
     aims = [Aim(f"{parts} that are right", after[parts], ">=", 0.9) for parts in after]
