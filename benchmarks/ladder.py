@@ -192,7 +192,7 @@ def run(options: Options) -> Report:
 
 
 def of_chain(options: Options) -> Report:
-    """Its time and its scores."""
+    """The chain's time and its scores."""
     journal = read_journal(options.out / "steps.json")
     seconds = {name: note["seconds"] for name, note in journal.items() if name.startswith("chain ") or name in DATA}
     rows = [Row(f"seconds: {name}", value, "s") for name, value in seconds.items()]

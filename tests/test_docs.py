@@ -21,11 +21,8 @@ COMMAND = re.compile(r"python -m (?P<module>[a-z0-9_.]+)(?P<arguments>[^\n`]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 # What has to be said before --help tells of all options.
 FIRST = {"jobs.train": "tiny-stage2", "showo2.shards": "show"}
-ELSEWHERE = {
-    ("jobs.train", "--list"),
-    ("jobs.train", "--through"),
-    ("jobs.curate", "--check"),
-}  # read before the options, and tested with their jobs
+# Read before the options, and tested with their jobs.
+ELSEWHERE = {("jobs.train", "--list"), ("jobs.train", "--through"), ("jobs.curate", "--check")}
 
 
 def commands() -> dict[str, set[str]]:
@@ -67,7 +64,7 @@ def test_options_exist(module, monkeypatch, capsys):
     assert wanted <= {*OPTION.findall(capsys.readouterr().out)}
 
 
-def test_modules_without_options_exist():
+def test_modules_exist():
     for module in commands():
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module

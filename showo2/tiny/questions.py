@@ -32,9 +32,10 @@ def motion_questions(motion: Motion, rng: random.Random) -> list[tuple[str, str]
 
 
 def untold(asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The questions of a conversation that nothing said before answers: who can read the answer does not learn to look.
+    """A conversation without questions for a look that was named before, or a second place: who can read does not look.
 
-    "where is the red circle?" tells the circle's colour and the red object's shape, and its answer where all else is.
+    "where is the red circle?" tells the circle's colour and the red object's shape, and its answer where all else is. What
+    names a shape alone ("how many circles are there?") is not counted.
     """
     kept: list[tuple[str, str]] = []
     named: set[tuple[str, str]] = set()
