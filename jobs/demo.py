@@ -84,7 +84,7 @@ def steps(demo: Demo) -> list[Step]:
              partial(stage, demo, "stage2")),
         Step("generate", "draw held-out prompts", 2, partial(draw, demo)),
         Step("answer", "answer questions about held-out pictures", 2, partial(answer, demo)),
-        Step("evaluate", "six categories of pictures and four kinds of questions, all held out", 8,
+        Step("evaluate", "six categories of pictures and five kinds of questions, all held out", 8,
              partial(score, demo)),
         Step("check", "that nothing of what was asked stands in the training set", 2, partial(check, demo)),
     ]  # fmt: skip

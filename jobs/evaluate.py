@@ -22,7 +22,7 @@ from showo2.evaluate.suite import Report, Suite, evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Suite):
-    """Score a checkpoint with the exact judge: six categories of pictures, four kinds of questions."""
+    """Score a checkpoint with the exact judge: six categories of pictures, five kinds of questions."""
 
     json: Path
     """file that the scores go to"""

@@ -1,4 +1,4 @@
-"""The suite `shapes`: six GenEval-like categories of prompts, four kinds of questions, all held out from training.
+"""The suite `shapes`: six GenEval-like categories of prompts, five kinds of questions, all held out from training.
 
 Every prompt and every scene asked about belongs to the held-out quarter of the world, so the scores measure new
 combinations. Clips, of held-out motions, from nothing or from a first picture, and stories, from held-out beginnings, are
@@ -34,7 +34,7 @@ from showo2.tiny.render import render
 from showo2.tiny.words import PLACES
 from showo2.tiny.world import CATEGORIES, draw_scene, parse, prompts
 
-KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many"}
+KINDS = {"colour": "what colour", "shape": "what shape", "place": "where is", "count": "how many", "relation": "is the"}
 CLIP_KINDS = {"direction": "where does", "colour": "what colour", "shape": "what shape"}
 SCENE_SIZE, CLIP_SIZE = 512, 128
 # Of each part of the suite: its name among the scores, and what its shares are of.
@@ -210,17 +210,20 @@ def clip_questions(suite: Suite) -> list[Question[list[Image.Image]]]:
 
 
 def _of_each_kind(kinds: dict[str, str], count: int, drawn: Callable[[random.Random], Drawing[S]]) -> list[Question[S]]:
-    """So many questions of each kind, at most one about each thing that is `drawn`."""
-    rng, missing = random.Random(_SCENES_SEED), dict.fromkeys(kinds, count)
+    """So many questions of each kind, at most one about each thing that is `drawn`.
+
+    A kind is asked about whatever has such a question, so that its easy things weigh as much as in the world: were the
+    kinds to share what is drawn, colours would be left those things that leave nothing else to ask.
+    """
+    rng = random.Random(_SCENES_SEED)
     chosen: list[Question[S]] = []
-    while any(missing.values()):
-        asked, show = drawn(rng)
-        for question, answer in asked:
-            kind = next((kind for kind, words in kinds.items() if question.startswith(words)), "")
-            if missing.get(kind):
-                missing[kind] -= 1
-                chosen.append((kind, question, answer, show()))
-                break
+    for kind, words in kinds.items():
+        missing = count
+        while missing:
+            asked, show = drawn(rng)
+            if found := next((pair for pair in asked if pair[0].startswith(words)), None):
+                chosen.append((kind, *found, show()))
+                missing -= 1
     return chosen
 
 
