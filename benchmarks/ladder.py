@@ -47,7 +47,7 @@ class Options:
 
     out: Path = Path("build/benchmarks/ladder")
     json: str = "build/benchmarks/ladder.json"
-    pictures: int = 20_000
+    pictures: int = 60_000
     seed: int = 0
     every: int = 250
     steps: int | None = None
@@ -109,7 +109,7 @@ def read(path: Path, part: str) -> float:
 def carried_steps(options: Options) -> list[Step]:
     """The chain and the judge's looks at it, with the seconds that each takes on two cores."""
     demo = Demo(options.out, options.pictures, None, options.quick, options.seed)
-    listed = [Step(name, "data", 30, partial(function, demo)) for name, function in DATA.items()]
+    listed = [Step(name, "data", 60, partial(function, demo)) for name, function in DATA.items()]
     seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 1000, FROZEN: 70, LARGE: 3000}
     init = None
     for name, expected in seconds.items():

@@ -42,7 +42,7 @@ class Demo:
 
     out: Path
     """folder for everything; the report is OUT/report.html"""
-    pictures: int = 12_000
+    pictures: int = 24_000
     """pictures of the world"""
     steps: int | None = None
     """of stage 2, the last one; by default as many as its recipe has"""
@@ -70,13 +70,13 @@ class Demo:
 def steps(demo: Demo) -> list[Step]:
     """Everything in order, with the seconds that each takes on two cores."""
     return [
-        Step("world", "draw a world of shapes and write it as web sources do: tars, some of it broken", 10,
+        Step("world", "draw a world of shapes and write it as web sources do: tars, some of it broken", 40,
              partial(make_world, demo)),
         Step("curate", "headers, rules, duplicates: every row ends kept, dropped, failed or duplicate", 10,
              partial(curate_world, demo)),
-        Step("recaption", "a LLaVA captioner looks at the web's pictures; other captions stay", 25,
+        Step("recaption", "a LLaVA captioner looks at the web's pictures; other captions stay", 30,
              partial(recaption_world, demo)),
-        Step("encode", "pictures to latents of the Wan VAE, in Arrow shards", 15, partial(encode_world, demo)),
+        Step("encode", "pictures to latents of the Wan VAE, in Arrow shards", 30, partial(encode_world, demo)),
         Step("distill", "semantic layers learn SigLIP's features from latents", 40, partial(stage, demo, "distill")),
         Step("stage1", "projector, fusion and flow head learn to draw and to caption", 70,
              partial(stage, demo, "stage1")),
