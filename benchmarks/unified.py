@@ -49,10 +49,10 @@ class Options:
     steps: int | None = None
     out: Path = Path("build/benchmarks/unified")
     json: str = "build/benchmarks/unified.json"
-    pictures: int = 8000
+    pictures: int = 30_000
     clips: int = 3000
-    clip_instruct: int = 2000
-    stories: int = 4000
+    clip_instruct: int = 1000
+    stories: int = 3000
     seed: int = 0
     quick: bool = False
 

@@ -36,8 +36,8 @@ it follows the three prompts of `showo2.tiny.world.CAPTION_PROMPTS`.""",
     ),
     "reference": (
         "Show-o2",
-        """A trained Show-o2 of 2.4 M parameters, the default of `jobs.generate` and `jobs.evaluate`: what the demo makes,
-trained longer, then on clips, questions about them and stories too. Judged by `jobs.evaluate` on held-out prompts and questions (docs/evaluation.md), guidance 4, 20 points.""",
+        """A trained Show-o2 of 2.4 M parameters, the default of `jobs.generate` and `jobs.evaluate`: what the demo makes
+of a larger world, then trained on clips, questions about them and stories too. Judged by `jobs.evaluate` on held-out prompts and questions (docs/evaluation.md), guidance 4, 20 points.""",
     ),
 }
 # What a measured number means, and the least that is asked of it.
@@ -70,6 +70,7 @@ _MEANING: dict[tuple[str, str], tuple[str, float | None]] = {
     ("reference", "shape"): ("what shape", None),
     ("reference", "place"): ("where", None),
     ("reference", "count"): ("how many", None),
+    ("reference", "relation"): ("is one left of, right of, above or below the other (half are yes)", None),
     ("reference", "clips"): ("clips of 17 frames in which the object moves as told", 0.9),
     ("reference", "animations"): ("the same, beginning with a given picture", 0.9),
     ("reference", "clip_questions"): ("questions about clips answered exactly, mean of the kinds", 0.9),
