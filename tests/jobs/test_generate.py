@@ -225,9 +225,9 @@ def test_evaluate_writes_the_scores(checkpoint, tmp_path):
     report = run(config)
     written = json.loads(config.json.read_text())
     assert written["picture"] == report.scores["picture"] and set(written["question"]) == {
-        "colour", "shape", "place", "count", "score"}
+        "colour", "shape", "place", "count", "relation", "score"}
     assert 0 <= written["picture"]["score"] <= 1
     assert written["manifest"]["checkpoint_hash"] == Showo2Pipeline.from_pretrained(checkpoint).checkpoint_hash
-    assert len(written["pictures"]) == 12 and len(written["questions"]) == 8
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 20
+    assert len(written["pictures"]) == 12 and len(written["questions"]) == 10
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 22
     assert run(config).scores == report.scores

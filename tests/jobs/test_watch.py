@@ -35,7 +35,7 @@ def test_samples_follow_a_run_to_its_end(tmp_path):
     assert all(name.startswith("step_") for name in made[1:])
     lines = [json.loads(line) for line in (tmp_path / "run/samples/answers.jsonl").read_text().splitlines()]
     assert [f"step_{line['step']:08d}.png" for line in lines] == made[1:]
-    assert all(len(line["answers"]) == 8 for line in lines)
+    assert all(len(line["answers"]) == 10 for line in lines)
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0}).Reload()
     assert [event.step for event in board.Images("samples")][-1] == 4
     assert watch.watch(watch.Watch(tmp_path / "run", once=True)) == [], "what is drawn is not drawn again"
