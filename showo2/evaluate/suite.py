@@ -221,8 +221,8 @@ def _of_each_kind(kinds: dict[str, str], count: int, drawn: Callable[[random.Ran
         missing = count
         while missing:
             asked, show = drawn(rng)
-            if found := next((pair for pair in asked if pair[0].startswith(words)), None):
-                chosen.append((kind, *found, show()))
+            for question, answer in [pair for pair in asked if pair[0].startswith(words)][:1]:
+                chosen.append((kind, question, answer, show()))
                 missing -= 1
     return chosen
 
