@@ -221,8 +221,9 @@ def _of_each_kind(kinds: dict[str, str], count: int, drawn: Callable[[random.Ran
         missing = count
         while missing:
             asked, show = drawn(rng)
-            for question, answer in [pair for pair in asked if pair[0].startswith(words)][:1]:
-                chosen.append((kind, question, answer, show()))
+            of_kind = [(question, answer) for question, answer in asked if question.startswith(words)]
+            if of_kind:
+                chosen.append((kind, *of_kind[0], show()))
                 missing -= 1
     return chosen
 
