@@ -223,7 +223,8 @@ def _of_each_kind(kinds: dict[str, str], count: int, drawn: Callable[[random.Ran
             asked, show = drawn(rng)
             of_kind = [(question, answer) for question, answer in asked if question.startswith(words)]
             if of_kind:
-                chosen.append((kind, *of_kind[0], show()))
+                question, answer = of_kind[0]
+                chosen.append((kind, question, answer, show()))
                 missing -= 1
     return chosen
 
