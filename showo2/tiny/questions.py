@@ -8,6 +8,9 @@ from showo2.tiny.moving import Motion
 from showo2.tiny.words import COLOURS, COUNTS, OPPOSITE, SHAPES
 from showo2.tiny.world import Scene, place_is_clear, place_of, summarise
 
+PLACE_OPENINGS = ("where ", "is ")  # of questions for where something is or moves, or how two things lie
+NUMBER_OPENINGS = ("how many ",)
+
 
 def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """Every question about a scene that has one right answer of a word or two, with it, in random order."""
@@ -32,29 +35,26 @@ def motion_questions(motion: Motion, rng: random.Random) -> list[tuple[str, str]
 
 
 def untold(asked: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A conversation without questions for a look that was named before, or a second place: who can read does not look.
+    """A conversation without questions for a look that was named before, a second place or a second number: who can read
+    does not look.
 
-    "where is the red circle?" tells the circle's colour and the red object's shape, and its answer where all else is. What
-    names a shape alone ("how many circles are there?") is not counted.
+    "where is the red circle?" tells the circle's colour and the red object's shape, and its answer where all else is; the
+    number of circles bounds that of objects. What names a shape alone ("how many circles are there?") names no look.
     """
     kept: list[tuple[str, str]] = []
     named: set[tuple[str, str]] = set()
     for question, answer in asked:
         words = [word.rstrip("?s") for word in f"{question} {answer}".split()]
         looks = set(zip([w for w in words if w in COLOURS], [w for w in words if w in SHAPES], strict=False))
-        if is_about_places(question):
-            told = any(is_about_places(before) for before, _ in kept)
+        alike = next((topic for topic in (PLACE_OPENINGS, NUMBER_OPENINGS) if question.startswith(topic)), None)
+        if alike:
+            told = any(before.startswith(alike) for before, _ in kept)
         else:
             told = bool(looks) and looks <= named
         if not told:
             kept.append((question, answer))
             named |= looks
     return kept
-
-
-def is_about_places(question: str) -> bool:
-    """Whether it asks where something is or moves, or how two things lie."""
-    return question.startswith(("where ", "is "))
 
 
 def _colour_questions(scene: Scene) -> Iterator[tuple[str, str]]:

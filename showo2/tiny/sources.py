@@ -22,11 +22,12 @@ from PIL import Image
 from rich.progress import track
 
 from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
-from showo2.tiny.questions import is_about_places, motion_questions, questions, untold
+from showo2.tiny.questions import motion_questions, questions, untold
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
     COLOURS,
+    MIX,
     STYLES,
     Scene,
     describe,
@@ -54,6 +55,8 @@ _JUNK = (
     "untitled-{n}",
     "image {n} of 20",
 )
+_ASKED_MIX = (20, 55, 10, 15)  # as MIX, of scenes that conversations are about: more have a relation
+_OPENINGS = {"is ": 12, "where ": 4, "what ": 1, "how many ": 3}  # how often conversations begin so, where they can
 _CUT = 0.8  # of the last web tar's rows that are left
 
 
@@ -226,7 +229,7 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     kind, origin = kind_of(seed, source, index), index
     if kind == "duplicate":
         origin = _original(seed, source, index)
-    scene = draw_scene(_rng(seed, source, origin, "scene"))
+    scene = draw_scene(_rng(seed, source, origin, "scene"), mix=_ASKED_MIX if source == "instruct" else MIX)
     size, suffix, picture = _picture(seed, source, origin, kind, scene)
     text_rng = _rng(seed, source, index, "text")
     truth = {
@@ -364,11 +367,12 @@ def _tells_held_out(text: str) -> bool:
 def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """One to four questions with answers, as LLaVA stores them; sometimes a request for a caption comes last.
 
-    Half of the conversations begin with how things lie: a model learns last which of two looks stands at which place.
+    Where two things lie in a relation, most begin with it: a model learns last what compares two looks and two places.
+    Numbers, which it learns first, come last.
     """
     asked = questions(scene, rng)
-    if rng.random() < 0.5:
-        asked.sort(key=lambda turn: not is_about_places(turn[0]))
+    opening = rng.choices(list(_OPENINGS), list(_OPENINGS.values()))[0]
+    asked.sort(key=lambda turn: turn[0].startswith("how many ") - 2 * turn[0].startswith(opening))
     turns = untold(asked)[: rng.randint(1, 4)]
     if rng.random() < 0.25:
         style = draw_style(scene, rng)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from showo2.tiny import world
-from showo2.tiny.questions import is_about_places, questions, untold
+from showo2.tiny.questions import NUMBER_OPENINGS, PLACE_OPENINGS, questions, untold
 
 seeds = st.integers(0, 2**32)
 
@@ -19,12 +19,13 @@ def test_questions_have_one_answer_each(seed):
 
 
 @given(seeds)
-def test_what_is_untold_names_no_look_twice_and_one_place(seed):
+def test_what_is_untold_names_no_look_twice_and_one_place_and_one_number(seed):
     scene, rng = world.draw_scene(random.Random(seed)), random.Random(seed)
     asked = questions(scene, rng)
     kept = untold(asked)
     assert kept[0] == asked[0] and [turn for turn in asked if turn in kept] == kept
-    assert sum(is_about_places(question) for question, _ in kept) <= 1
+    for openings in (PLACE_OPENINGS, NUMBER_OPENINGS):
+        assert sum(question.startswith(openings) for question, _ in kept) <= 1
     for number, (question, answer) in enumerate(kept):
         before = " ".join(f"{q} {a}" for q, a in kept[:number])
         if question.startswith("what colour"):
@@ -42,3 +43,4 @@ def test_where_something_is_tells_its_look_and_how_things_lie():
     assert untold([where, colour, shape, side, other, count]) == [where, other, count]
     assert untold([colour, shape, where, side]) == [colour, where]
     assert untold([side, other, colour, where]) == [side]
+    assert untold([("how many circles are there?", "one"), count]) == [("how many circles are there?", "one")]

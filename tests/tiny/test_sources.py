@@ -139,6 +139,12 @@ def test_conversations_begin_with_every_kind_of_question():
     assert min(begun[words] for words in ("what colour", "what shape", "where is", "how many", "is the")) > 150, begun
 
 
+def test_a_fifth_of_conversations_compares_two_things():
+    rows = [sources.make_row(0, "instruct", index, "k") for index in range(300)]
+    said = [json.loads(dict(row.members)["json"])["conversations"] for row in rows]
+    assert sum(any("is the " in turn["value"] for turn in turns) for turns in said) > 60
+
+
 def test_clips_and_stories_are_kept_by_the_pipeline(tmp_path):
     options = sources.Options(tmp_path, pictures=10, rows=3, clips=4, clip_instruct=3, stories=5, workers=1)
     truth = sources.write_sources(options)["sources"]
