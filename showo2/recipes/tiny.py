@@ -47,7 +47,8 @@ STAGE2 = replace(
 
 # The larger base model: width 192, 6 layers. Where only what joins it to the flow head is trained, as in the paper, the
 # larger model binds colours to objects no sooner than the small one did; taught by the small one, its flow loss falls as
-# far in a sixth of the steps. What it has learned it loses again at the small model's rates (docs/log.md).
+# far in a sixth of the steps. What it has learned it loses again at the small model's rates, and at the rates that keep it
+# twice as many conversations have to show it how two things lie (docs/log.md).
 ALIGN_LARGE = replace(
     STAGE2, name="tiny-7b-align",
     summary="scale-up: a larger language model learns from the small model what to give its flow head",
@@ -60,8 +61,12 @@ STAGE1_LARGE = replace(
 
 STAGE2_LARGE = replace(
     STAGE2, name="tiny-7b-stage2",
-    summary="as tiny-stage2, with the larger language model",
-    model=ALIGN_LARGE.model, groups=(Group(PARTS, 8e-4),), steps=3000)
+    summary="as tiny-stage2, with the larger language model and more conversations",
+    model=ALIGN_LARGE.model,
+    mixture=(Entry("generate", "generate", "pair", samples=32),
+             Entry("caption", "caption", "pair", samples=4),
+             Entry("converse", "converse", "conversation", samples=40)),
+    groups=(Group(PARTS, 8e-4),), steps=3000)
 
 # What needs other data than pictures and conversations follows after the chain that needs no more.
 CLIP = (5, 8, 8)
