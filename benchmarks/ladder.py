@@ -47,7 +47,7 @@ class Options:
 
     out: Path = Path("build/benchmarks/ladder")
     json: str = "build/benchmarks/ladder.json"
-    pictures: int = 80_000
+    pictures: int = 60_000
     seed: int = 0
     every: int = 250
     steps: int | None = None

@@ -6,24 +6,10 @@ from collections.abc import Iterator
 
 from showo2.tiny.moving import Motion
 from showo2.tiny.words import COLOURS, COUNTS, OPPOSITE, SHAPES
-from showo2.tiny.world import Scene, draw_scene, place_is_clear, place_of, summarise
+from showo2.tiny.world import Scene, place_is_clear, place_of, summarise
 
 PLACE_OPENINGS = ("where ", "is ")  # of questions for where something is or moves, or how two things lie
 NUMBER_OPENINGS = ("how many ",)
-_ASKED_MIX = (12, 72, 6, 10)  # as world.MIX: more scenes have a relation
-
-
-def draw_asked_scene(rng: random.Random) -> Scene:
-    """Draw a scene for a conversation: of its pairs, about half have one shape.
-
-    Where shapes differ, a shape alone says which one is meant. Of pairs drawn as for captions two thirds are such, and a
-    small model never learned to find "the red circle" beside a blue one (docs/log.md).
-    """
-    shapes = rng.choice((1, 1, 2))
-    while True:
-        scene = draw_scene(rng, mix=_ASKED_MIX)
-        if len(scene.objects) != 2 or len({thing.shape for thing in scene.objects}) == shapes:
-            return scene
 
 
 def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:

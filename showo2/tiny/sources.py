@@ -22,11 +22,12 @@ from PIL import Image
 from rich.progress import track
 
 from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
-from showo2.tiny.questions import draw_asked_scene, motion_questions, questions, untold
+from showo2.tiny.questions import motion_questions, questions, untold
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
     COLOURS,
+    MIX,
     STYLES,
     Scene,
     describe,
@@ -54,6 +55,7 @@ _JUNK = (
     "untitled-{n}",
     "image {n} of 20",
 )
+_ASKED_MIX = (20, 55, 10, 15)  # as MIX, of scenes that conversations are about: more have a relation
 _OPENINGS = {"is ": 12, "where ": 4, "what ": 1, "how many ": 3}  # how often conversations begin so, where they can
 _CUT = 0.8  # of the last web tar's rows that are left
 
@@ -227,8 +229,7 @@ def make_row(seed: int, source: str, index: int, key: str) -> Row:
     kind, origin = kind_of(seed, source, index), index
     if kind == "duplicate":
         origin = _original(seed, source, index)
-    draw = draw_asked_scene if source == "instruct" else draw_scene
-    scene = draw(_rng(seed, source, origin, "scene"))
+    scene = draw_scene(_rng(seed, source, origin, "scene"), mix=_ASKED_MIX if source == "instruct" else MIX)
     size, suffix, picture = _picture(seed, source, origin, kind, scene)
     text_rng = _rng(seed, source, index, "text")
     truth = {
