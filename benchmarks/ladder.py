@@ -110,7 +110,7 @@ def carried_steps(options: Options) -> list[Step]:
     """The chain and the judge's looks at it, with the seconds that each takes on two cores."""
     demo = Demo(options.out, options.pictures, None, options.quick, options.seed)
     listed = [Step(name, "data", 60, partial(function, demo)) for name, function in DATA.items()]
-    seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 1000, FROZEN: 70, LARGE: 3000}
+    seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 1000, FROZEN: 70, LARGE: 3800}
     init = None
     for name, expected in seconds.items():
         listed.append(trained(options, "chain", recipe_of(options, name), init, expected))
@@ -126,7 +126,7 @@ def fresh_steps(options: Options) -> list[Step]:
     frozen, last = map(faster, (recipe_of(options, FROZEN), longer(options)))
     return [Step("fresh", "the larger model without the small one's flow head", 2, partial(fresh, options)),
             trained(options, "fresh", frozen, start, 70),
-            trained(options, "fresh", last, options.out / "fresh" / FROZEN, 0.85 * last.steps),
+            trained(options, "fresh", last, options.out / "fresh" / FROZEN, 0.95 * last.steps),
             *judged(options, "fresh")]  # fmt: skip
 
 

@@ -63,10 +63,10 @@ STAGE2_LARGE = replace(
     STAGE2, name="tiny-7b-stage2",
     summary="as tiny-stage2, with the larger language model and more conversations",
     model=ALIGN_LARGE.model,
-    mixture=(Entry("generate", "generate", "pair", samples=32),
+    mixture=(Entry("generate", "generate", "pair", samples=40),
              Entry("caption", "caption", "pair", samples=4),
-             Entry("converse", "converse", "conversation", samples=40)),
-    groups=(Group(PARTS, 8e-4),), steps=3000)
+             Entry("converse", "converse", "conversation", samples=36)),
+    groups=(Group(PARTS, 8e-4),), steps=4000)
 
 # What needs other data than pictures and conversations follows after the chain that needs no more.
 CLIP = (5, 8, 8)
