@@ -48,7 +48,7 @@ STAGE2 = replace(
 # The larger base model: width 192, 6 layers. Where only what joins it to the flow head is trained, as in the paper, the
 # larger model binds colours to objects no sooner than the small one did; taught by the small one, its flow loss falls as
 # far in a sixth of the steps. What it has learned it loses again at the small model's rates, and at the rates that keep it
-# twice as many conversations have to show it how two things lie (docs/log.md).
+# it learns how two things lie from more conversations a step than the small one had (docs/log.md).
 ALIGN_LARGE = replace(
     STAGE2, name="tiny-7b-align",
     summary="scale-up: a larger language model learns from the small model what to give its flow head",
