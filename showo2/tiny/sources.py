@@ -22,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from showo2.tiny.moving import describe_motion, draw_motion, draw_story, movie
-from showo2.tiny.questions import motion_questions, questions, untold
+from showo2.tiny.questions import NUMBER_OPENINGS, motion_questions, questions, untold
 from showo2.tiny.render import render
 from showo2.tiny.world import (
     CAPTION_PROMPTS,
@@ -372,7 +372,7 @@ def conversation(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
     """
     asked = questions(scene, rng)
     opening = rng.choices(list(_OPENINGS), list(_OPENINGS.values()))[0]
-    asked.sort(key=lambda turn: turn[0].startswith("how many ") - 2 * turn[0].startswith(opening))
+    asked.sort(key=lambda turn: (not turn[0].startswith(opening), turn[0].startswith(NUMBER_OPENINGS)))
     turns = untold(asked)[: rng.randint(1, 4)]
     if rng.random() < 0.25:
         style = draw_style(scene, rng)
