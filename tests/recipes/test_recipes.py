@@ -28,7 +28,7 @@ def test_the_tiny_ladder_is_the_papers():
     assert [part for group in STAGE1.groups for part in group.parts] == list(NEW_PARTS)
     assert STAGE1.alpha == 0.2 and STAGE2.alpha == 0.2, "not the paper's 1: see docs/log.md"
     assert {part for group in STAGE2.groups for part in group.parts} == set(PARTS)
-    assert all(recipe.batch == 64 for recipe in (DISTILL, STAGE1, STAGE2))
+    assert all(recipe.batch % 16 == 0 for recipe in (DISTILL, STAGE1, STAGE2)), "up to 16 workers get equal shares"
     assert STAGE1.bucket == (1, 8, 8)
 
 
