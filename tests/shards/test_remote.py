@@ -1,5 +1,6 @@
 """Remote shards: whole copies in a cache of a limited size, whatever the store, the disk and kill -9 do."""
 
+import gc
 import http.client
 import os
 import signal
@@ -100,14 +101,19 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache of 10 MB, quick retries, no failures planned."""
+    """An empty cache of 10 MB, quick retries, no failures planned; what is fetched ahead ends before the next test."""
     monkeypatch.setenv("SHOWO2_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SHOWO2_CACHE_GB", "0.01")
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     Flaky.plan.clear()
     Flaky.seen.clear()
-    return tmp_path / "cache"
+    yield tmp_path / "cache"
+    gc.collect()  # A prefetch's thread ends, after the file at hand, when nobody holds the prefetch any more.
+    for thread in threading.enumerate():
+        if thread.name.startswith("prefetch"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def size(cache: Path) -> int:
