@@ -107,7 +107,7 @@ def _run_here(config: Train, workers: Workers, first: bool) -> str:
 
 def _run_on_ray(config: Train) -> str:
     """Train on Ray Train's workers; a signal leaves a note that they find in the run's folder."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -127,12 +127,14 @@ def _run_on_ray(config: Train) -> str:
     note.remove()
     told.write(json.dumps({"outcome": "failed", "error": ""}).encode())
     number = (config.min_workers, config.workers) if config.min_workers else config.workers
+    # On a cluster it matters where workers start; here it would be told between the lines of the progress bar.
+    level = "WARNING" if is_private() else "INFO"
     trainer = (Quiet if is_private() else TorchTrainer)(
         _ray_worker, train_loop_config={"config": config},
         scaling_config=ScalingConfig(num_workers=number, use_gpu=config.device == "cuda",
                                      resources_per_worker={"CPU": config.cpus}),
         run_config=RunConfig(name="ray", storage_path=config.out, failure_config=FailureConfig(max_failures=3),
-                             callbacks=[Elastic(config.out)]))
+                             callbacks=[Elastic(config.out)], logging_config=LoggingConfig(level)))
     # Ray takes Ctrl-C for itself where `fit` runs in the main thread, and ends the run without a checkpoint.
     with _signals(lambda: note.write(b"")), _following(config), ThreadPoolExecutor(1) as pool:
         pool.submit(trainer.fit).result()

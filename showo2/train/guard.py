@@ -33,8 +33,12 @@ class SpikeWatch:
         losses = list(self._losses)
         spike = min(losses[WINDOW:]) > self.factor * fmean(losses[:WINDOW])
         if spike:
-            self._losses.clear()
+            self.forget()
         return spike
+
+    def forget(self) -> None:
+        """Collect losses anew: what comes next is not to be held against what was."""
+        self._losses.clear()
 
 
 def rewind(run: Where, to: int, skip: int) -> int:

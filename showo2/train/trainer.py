@@ -38,6 +38,9 @@ from showo2.train.recipe import Recipe
 from showo2.train.stopwatch import Stopwatch, pace
 from showo2.train.watchdog import STACKS, Watchdog
 
+# Under autocast the weights of norms stay fp32, as is meant; the kernel that would mind is one that CPUs do not have.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+
 Outcome = Literal["finished", "stopped"]
 
 # What a run that goes on needs of what it has written before, beside its checkpoints; the first is always there.
@@ -216,6 +219,8 @@ class Trainer:
             self._skip(step, batch, meters)
         elif self.recipe.spike and self.spikes.add(step.loss):
             self._tell_spike(batch, meters)
+        if self.done == self.recipe.steps - self.recipe.noised_steps:
+            self.spikes.forget()  # Inputs are noised from here on, and the loss is higher because of that.
         if step.lost:
             lost = [message for part in self.workers.gather(batch.lost) for message in part]
             self._event(meters, lost_rows=lost)

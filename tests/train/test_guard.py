@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from showo2.data.mixture import Entry
 from showo2.train.guard import PATIENCE, WINDOW, SpikeWatch, rewind
 from showo2.train.meters import METRICS, read
+from showo2.train.recipe import Group
 from showo2.train.trainer import Trainer
 from tests.train.small import ranks, small_recipe, story
 
@@ -61,6 +63,17 @@ def test_a_spike_in_a_run_is_told_with_its_samples_and_the_command(tmp_path, dat
         Trainer(recipe, data, tmp_path).run()
     told = [line for line in read(tmp_path / METRICS) if "spike_uids" in line]
     assert told[0]["step"] == 4 and len(told[0]["spike_uids"]) == 8
+
+
+def test_a_loss_that_rises_because_inputs_are_noised_now_is_no_spike(tmp_path, data, parts, monkeypatch):
+    monkeypatch.setattr("showo2.train.guard.WINDOW", 1)
+    monkeypatch.setattr("showo2.train.guard.PATIENCE", 1)
+    recipe = small_recipe(parts, mixture=(Entry("pictures", "distill", "pair", 8),), spike=0.01, steps=4,
+                          groups=(Group(("semantic.",), 1e-3),), noised_steps=3)
+    with pytest.warns(UserWarning, match="stands above"):
+        Trainer(recipe, data, tmp_path).run()
+    told = [line["step"] for line in read(tmp_path / METRICS) if "spike_uids" in line]
+    assert told == [3]  # Of steps 2 and 3; step 1 was the last without noise.
 
 
 def hang(workers, recipe, data, out):
