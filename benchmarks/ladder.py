@@ -110,7 +110,7 @@ def carried_steps(options: Options) -> list[Step]:
     """The chain and the judge's looks at it, with the seconds that each takes on two cores."""
     demo = Demo(options.out, options.pictures, None, options.quick, options.seed)
     listed = [Step(name, "data", 60, partial(function, demo)) for name, function in DATA.items()]
-    seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 1000, FROZEN: 70, LARGE: 3800}
+    seconds = {SMALL[0]: 60, SMALL[1]: 60, SMALL[2]: 1700, ALIGN: 2000, FROZEN: 70, LARGE: 3800}
     init = None
     for name, expected in seconds.items():
         listed.append(trained(options, "chain", recipe_of(options, name), init, expected))

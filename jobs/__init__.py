@@ -18,6 +18,7 @@ _PRIVATE = {
     "RAY_AUTH_MODE": "disabled",  # nobody else can reach it, and no token file is left in the home folder
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report waits for this poll
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor of every run, and the end of its one node is never announced
 }
 
 for _name, _value in (_ALWAYS if "RAY_ADDRESS" in os.environ else _ALWAYS | _PRIVATE).items():

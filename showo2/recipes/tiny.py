@@ -48,11 +48,12 @@ STAGE2 = replace(
 
 # The larger base model: width 192, 6 layers. Where only what joins it to the flow head is trained, as in the paper, the
 # larger model binds colours to objects no sooner than the small one did; taught by the small one, its flow loss falls as
-# far in a sixth of the steps. What it has learned it loses again at the small model's rates (docs/log.md).
+# far in a sixth of the steps. What it has learned it loses again at the small model's rates. Taught for half as long it
+# draws worse than its teacher, and the stages after it need longer to mend that than teaching does (docs/log.md).
 ALIGN_LARGE = replace(
     STAGE2, name="tiny-7b-align",
     summary="scale-up: a larger language model learns from the small model what to give its flow head",
-    start="transfer", model=replace(PARTS_64, llm="tiny:llm-large"), taught=15.0, steps=800)
+    start="transfer", model=replace(PARTS_64, llm="tiny:llm-large"), taught=15.0, steps=1600)
 
 STAGE1_LARGE = replace(
     STAGE1, name="tiny-7b-stage1",
