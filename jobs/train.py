@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -151,6 +152,8 @@ def _ray_worker(loop: dict[str, Train]) -> None:
 
     from jobs._elastic import requests
 
+    # Ray has set it to INFO, at which every report and every file that is written is told.
+    logging.getLogger().setLevel(logging.WARNING)
     config = loop["config"]
     torch.set_num_threads(config.cpus)
     workers = join(config.device)
